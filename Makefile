@@ -1,0 +1,43 @@
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+PROJECTS := pyproject.toml $(wildcard workers/pyproject.toml plugins/*/pyproject.toml)
+
+help: ## Say what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: requirements.txt constraints.txt $(PROJECTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
+	touch $@
+
+install: $(VENV)/.installed ## Make .venv and install everything into it
+
+demo: install ## Run the four plugins on sample input through a real queue, then stop
+	$(BIN)/gptflow up --demo
+
+up: install ## Start Redis, a worker and the scheduler, and stay up
+	$(BIN)/gptflow up
+
+model: install
+	$(BIN)/gptflow models pull smollm2-135m-instruct
+
+test: install model ## Run every test that needs no GPU
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+lint: install ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+.PHONY: help install demo up model test lint format clean

@@ -1,0 +1,146 @@
+"""Settings: defaults, then `gptflow.toml`, then `GPTFLOW_*` variables, then flags.
+
+`gptflow config show` prints each value with where it came from.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gptflow.errors import ConfigError
+
+FILE_NAME = "gptflow.toml"
+ENV_PREFIX = "GPTFLOW_"
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Unknown names in the file are errors, not ignored."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=True
+    )
+
+    redis_url: SecretStr | None = Field(
+        None, description="Redis or Valkey: redis://, rediss://, unix:// or memory://"
+    )
+    app: str = Field("gptflow", pattern=r"^[a-z0-9_-]{1,64}$", description="prefix of every key")
+    model: str = Field(DEFAULT_MODEL, description="name in the model store, or a folder")
+    cache_dir: Path = Field(
+        Path(platformdirs.user_cache_dir("gptflow")), description="where models are kept"
+    )
+    data_dir: Path = Field(
+        Path(platformdirs.user_data_dir("gptflow")),
+        description="where the embedded server and the monitors keep their data",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the weights; auto takes the fastest that the device has"
+    )
+    threads: int | None = Field(None, ge=1, description="of the CPU engine; all cores by default")
+    slots: int = Field(64, ge=1, le=4096, description="sequences that decode at the same time")
+    slot_tokens: int = Field(2048, ge=64, description="most tokens of one sequence")
+    concurrency: int = Field(256, ge=1, le=4096, description="jobs in flight in one worker")
+    plugins: tuple[str, ...] | None = Field(None, description="load only these; all by default")
+    strict: bool = Field(False, description="a plugin that fails to load is fatal in the CLI too")
+    result_ttl: int = Field(86_400, ge=60, description="seconds that a result is kept")
+    max_payload: int = Field(8 << 20, ge=1024, description="bytes of one job's input at most")
+    inline_payload: int = Field(64 << 10, ge=0, description="bytes above which it goes by reference")
+    offline: bool = Field(False, description="never ask the network for a model")
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("cache_dir", "data_dir")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return path.expanduser()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load` merges the file and the flags itself, to know where each value came from.
+        return (env_settings, init_settings)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each value came from: `default`, a file's path, a variable, or `flag`."""
+        return {name: self._sources.get(name, "default") for name in type(self).model_fields}
+
+    @property
+    def broker_url(self) -> str | None:
+        """The Redis URL in the clear, for connecting; never print it."""
+        return self.redis_url.get_secret_value() if self.redis_url else None
+
+
+def load(path: Path | None = None, **flags: Any) -> Settings:
+    """Read the settings.
+
+    Args:
+        path: a settings file, which must exist; by default `gptflow.toml` in the working
+            directory, if there is one.
+        flags: values that beat every other source; None means not given.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or a value does not fit.
+    """
+    import os
+
+    values, origin = _read_file(path)
+    sources = dict.fromkeys(values, str(origin))
+    names = Settings.model_fields
+    for name in names:
+        if ENV_PREFIX + name.upper() in os.environ:
+            sources[name] = ENV_PREFIX + name.upper()
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = Settings(**values)
+        if given:
+            merged = settings.model_dump() | given
+            settings = Settings.model_construct(**Settings.__pydantic_validator__.validate_python(
+                merged).__dict__)
+    except ValidationError as error:
+        raise _explain(error) from None
+    settings._sources.update(sources | dict.fromkeys(given, "flag"))
+    return settings
+
+
+def _read_file(path: Path | None) -> tuple[dict[str, Any], Path | None]:
+    if path is None:
+        path = Path(FILE_NAME)
+        if not path.is_file():
+            return {}, None
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), path
+    except OSError as error:
+        raise ConfigError(
+            f"Settings file {path} cannot be read: {error.strerror}.",
+            hint="Check the path given with --config.",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Settings file {path} is not TOML: {error}.") from None
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    from difflib import get_close_matches
+
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(name, Settings.model_fields, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "`gptflow config show` lists the names."
+        return ConfigError(f"There is no setting {name!r}.", hint=hint)
+    return ConfigError(
+        f"Setting {name!r}: {first['msg']}.", hint="`gptflow config show` lists the settings."
+    )

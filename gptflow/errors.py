@@ -1,0 +1,255 @@
+"""Every error that GPTFlow raises on purpose, as one tree.
+
+Each class has a stable code, an exit code for the command line, and a flag that says whether
+trying again can help. A message says what happened and to which object; `hint` is what to type.
+
+    GPTFlowError                    GF000
+    ├── ConfigError                 GF100   a setting is missing, unknown or contradicts another
+    │   └── MissingDependency       GF101   an optional package is not installed
+    ├── PluginError                 GF200   a plugin broke its contract
+    │   ├── PluginLoadError         GF201   importing or registering it raised
+    │   ├── DuplicateTask           GF202   the task's name is taken
+    │   ├── PromptError             GF203   a template is malformed or names an unknown variable
+    │   └── InvalidOutput           GF204   a task returned something other than its output type
+    ├── TaskNotFound                GF210   no loaded plugin offers this task
+    ├── InvalidInput                GF300   the input does not fit the task's input type
+    │   ├── EmptyInput              GF301   nothing to work on
+    │   └── InputTooLong            GF302   more tokens than the model's context holds
+    ├── BrokerUnavailable           GF400   Redis cannot be reached
+    ├── JobError                    GF500
+    │   ├── JobNotFound             GF501   no such job, or its record has expired
+    │   ├── JobFailed               GF502   the job ended in an error that is not one of these
+    │   ├── JobCancelled            GF503   somebody cancelled it
+    │   └── JobTimeout              GF504   it did not end in the time given
+    ├── ModelError                  GF600
+    │   ├── ModelNotFound           GF601   neither in the cache nor at any source
+    │   ├── ModelCorrupt            GF602   a file's checksum or format is wrong
+    │   └── UnsupportedModel        GF603   an architecture that the engine does not serve
+    └── EngineError                 GF700
+        ├── UnsupportedHead         GF701   this engine cannot compute this head
+        ├── InvalidGrammar          GF702   a JSON schema that cannot be enforced
+        ├── AdapterNotFound         GF703   no such adapter is loaded
+        ├── EngineStopped           GF704   the engine was closed with the request in flight
+        └── SandboxUnavailable      GF710   nothing on this machine can contain generated code
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """An error as it travels: in a result record, over HTTP, in a batch's output file."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+    def as_dict(self) -> dict[str, str | None]:
+        return dataclasses.asdict(self)
+
+
+class GPTFlowError(Exception):
+    """The root: catch it to catch everything that GPTFlow raises on purpose."""
+
+    code: ClassVar[str] = "GF000"
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+    @property
+    def info(self) -> ErrorInfo:
+        """The serialisable form."""
+        return ErrorInfo(self.code, self.message, self.hint)
+
+
+class ConfigError(GPTFlowError):
+    """A setting is missing, unknown or contradicts another."""
+
+    code, exit_code = "GF100", 10
+
+
+class MissingDependency(ConfigError):
+    """An optional package is not installed."""
+
+    code = "GF101"
+
+
+class PluginError(GPTFlowError):
+    """A plugin broke its contract."""
+
+    code, exit_code = "GF200", 7
+
+
+class PluginLoadError(PluginError):
+    """Importing or registering a plugin raised."""
+
+    code = "GF201"
+
+
+class DuplicateTask(PluginError):
+    """Two plugins register a task of the same name."""
+
+    code = "GF202"
+
+
+class PromptError(PluginError):
+    """A prompt template is malformed or names a variable that nothing provides."""
+
+    code = "GF203"
+
+
+class InvalidOutput(PluginError):
+    """A task returned something other than its declared output type."""
+
+    code = "GF204"
+
+
+class TaskNotFound(GPTFlowError):
+    """No loaded plugin offers a task of this name."""
+
+    code, exit_code = "GF210", 4
+
+
+class InvalidInput(GPTFlowError):
+    """The input does not fit the task's input type."""
+
+    code, exit_code = "GF300", 3
+
+
+class EmptyInput(InvalidInput):
+    """The input holds nothing to work on; no model was called."""
+
+    code = "GF301"
+
+
+class InputTooLong(InvalidInput):
+    """The input needs more tokens than the model's context holds."""
+
+    code = "GF302"
+
+
+class BrokerUnavailable(GPTFlowError):
+    """Redis cannot be reached."""
+
+    code, exit_code, retryable = "GF400", 5, True
+
+
+class JobError(GPTFlowError):
+    """Something about one job."""
+
+    code, exit_code = "GF500", 8
+
+
+class JobNotFound(JobError):
+    """No such job, or its record has expired."""
+
+    code = "GF501"
+
+
+class JobFailed(JobError):
+    """The job ended in an error that is not part of this tree."""
+
+    code = "GF502"
+
+
+class JobCancelled(JobError):
+    """Somebody cancelled the job."""
+
+    code = "GF503"
+
+
+class JobTimeout(JobError):
+    """The job did not end in the time given."""
+
+    code, retryable = "GF504", True
+
+
+class ModelError(GPTFlowError):
+    """Something about a model's files."""
+
+    code, exit_code = "GF600", 6
+
+
+class ModelNotFound(ModelError):
+    """The model is neither in the cache nor at any source that answers."""
+
+    code = "GF601"
+
+
+class ModelCorrupt(ModelError):
+    """A model file's checksum or format is wrong."""
+
+    code = "GF602"
+
+
+class UnsupportedModel(ModelError):
+    """An architecture that the engine does not serve."""
+
+    code = "GF603"
+
+
+class EngineError(GPTFlowError):
+    """Something about one request to the engine."""
+
+    code = "GF700"
+
+
+class UnsupportedHead(EngineError):
+    """This engine cannot compute this head."""
+
+    code = "GF701"
+
+
+class InvalidGrammar(EngineError):
+    """A JSON schema that cannot be enforced while decoding."""
+
+    code = "GF702"
+
+
+class AdapterNotFound(EngineError):
+    """No adapter of this name is loaded."""
+
+    code = "GF703"
+
+
+class EngineStopped(EngineError):
+    """The engine was closed while the request was in flight."""
+
+    code, retryable = "GF704", True
+
+
+class SandboxUnavailable(EngineError):
+    """Nothing on this machine can contain generated code, so none is run."""
+
+    code = "GF710"
+
+
+def _subclasses(cls: type[GPTFlowError]) -> Iterator[type[GPTFlowError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from _subclasses(child)
+
+
+def from_info(info: Mapping[str, Any] | ErrorInfo) -> GPTFlowError:
+    """Rebuild the exception that a result record carries.
+
+    A code that this version does not know becomes `JobFailed`, so that an older client
+    can still read the results of a newer worker.
+    """
+    if not isinstance(info, ErrorInfo):
+        info = ErrorInfo(str(info["code"]), str(info["message"]), info.get("hint"))
+    for cls in _subclasses(GPTFlowError):
+        if cls.code == info.code:
+            return cls(info.message, hint=info.hint)
+    return JobFailed(f"[{info.code}] {info.message}", hint=info.hint)

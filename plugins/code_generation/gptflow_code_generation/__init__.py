@@ -1,0 +1,1 @@
+"""Writes Python functions, checks them and runs their tests in a sandbox."""

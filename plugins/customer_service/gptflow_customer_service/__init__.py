@@ -1,0 +1,1 @@
+"""Multi-turn customer service with a knowledge base, checked answers and hand-off."""

@@ -1,0 +1,1 @@
+"""Ranks candidates for a user by interest, features and diversity."""

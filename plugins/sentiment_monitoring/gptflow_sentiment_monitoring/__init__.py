@@ -1,0 +1,1 @@
+"""Sentiment, topics and entities of financial posts, and alerts on surges of bad news."""
