@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings.exceptions import SettingsError
 
 from gptflow.errors import ConfigError
 
@@ -47,7 +54,9 @@ class Settings(BaseSettings):
     slots: int = Field(64, ge=1, le=4096, description="sequences that decode at the same time")
     slot_tokens: int = Field(2048, ge=64, description="most tokens of one sequence")
     concurrency: int = Field(256, ge=1, le=4096, description="jobs in flight in one worker")
-    plugins: tuple[str, ...] | None = Field(None, description="load only these; all by default")
+    plugins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="load only these, separated by commas; all by default"
+    )
     strict: bool = Field(False, description="a plugin that fails to load is fatal in the CLI too")
     result_ttl: int = Field(86_400, ge=60, description="seconds that a result is kept")
     max_payload: int = Field(8 << 20, ge=1024, description="bytes of one job's input at most")
@@ -55,6 +64,11 @@ class Settings(BaseSettings):
     offline: bool = Field(False, description="never ask the network for a model")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("cache_dir", "data_dir")
     @classmethod
@@ -66,12 +80,11 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        *others: PydanticBaseSettingsSource,
+        **named: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # `load` merges the file and the flags itself, to know where each value came from.
-        return (env_settings, init_settings)
+        # `load` reads file, variables and flags itself, to know where each value came from.
+        return (init_settings,)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -95,24 +108,20 @@ def load(path: Path | None = None, **flags: Any) -> Settings:
     Raises:
         ConfigError: the file is missing or malformed, or a value does not fit.
     """
-    import os
-
-    values, origin = _read_file(path)
-    sources = dict.fromkeys(values, str(origin))
-    names = Settings.model_fields
-    for name in names:
-        if ENV_PREFIX + name.upper() in os.environ:
-            sources[name] = ENV_PREFIX + name.upper()
+    file, origin = _read_file(path)
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        settings = Settings(**values)
-        if given:
-            merged = settings.model_dump() | given
-            settings = Settings.model_construct(**Settings.__pydantic_validator__.validate_python(
-                merged).__dict__)
+        environment = EnvSettingsSource(Settings)()
+        settings = Settings(**(file | environment | given))
+    except SettingsError as error:
+        raise ConfigError(f"{error}.") from None
     except ValidationError as error:
         raise _explain(error) from None
-    settings._sources.update(sources | dict.fromkeys(given, "flag"))
+    settings._sources.update(
+        dict.fromkeys(file, str(origin))
+        | {name: ENV_PREFIX + name.upper() for name in environment}
+        | dict.fromkeys(given, "flag")
+    )
     return settings
 
 
