@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     strict: bool = Field(False, description="a plugin that fails to load is fatal in the CLI too")
     result_ttl: int = Field(86_400, ge=60, description="seconds that a result is kept")
     max_payload: int = Field(8 << 20, ge=1024, description="bytes of one job's input at most")
-    inline_payload: int = Field(64 << 10, ge=0, description="bytes above which it goes by reference")
+    inline_payload: int = Field(
+        64 << 10, ge=0, description="bytes above which it goes by reference"
+    )
     offline: bool = Field(False, description="never ask the network for a model")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -89,7 +89,9 @@ class RenderedPrompt:
             messages=tuple(
                 Message(
                     message.role,
-                    tuple(s if s.trusted else Segment(CONTENT_FREE, False) for s in message.segments),
+                    tuple(
+                        s if s.trusted else Segment(CONTENT_FREE, False) for s in message.segments
+                    ),
                 )
                 for message in self.messages
             ),
@@ -264,7 +266,7 @@ def _split_turns(segments: list[Segment]) -> tuple[Message, ...]:
         at_line_start = segment.text.endswith("\n")
     if len(turns) == 1:
         return (Message(None, tuple(turns[0][1])),)
-    first_role, first_segments = turns[0]
+    _, first_segments = turns[0]
     if any(segment.text.strip() for segment in first_segments):
         turns[0] = ("system", first_segments)
     else:

@@ -1,0 +1,322 @@
+"""The context of a running job: what `gptflow.task.Context` promises, on an engine.
+
+Heads that are made of others are taken apart here: `Classify`, `MultiHead`, `Tag` and a
+`Score` over many items become requests that an engine knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
+
+from gptflow import fitting
+from gptflow.errors import GPTFlowError, PluginError
+from gptflow.heads import (
+    Choices,
+    Choose,
+    Chosen,
+    Classify,
+    Embed,
+    Embedded,
+    Generate,
+    Generated,
+    Head,
+    Json,
+    MultiHead,
+    Parsed,
+    Raw,
+    Score,
+    Scored,
+    Span,
+    Tag,
+    Tagged,
+    Usage,
+)
+from gptflow.prompt import CONTENT_FREE, Prompt, RenderedPrompt
+from gptflow.request import Delta, Engine, JobClass, Request
+from gptflow.result import Provenance, Result
+
+Map = Callable[[str, Sequence[Any]], Awaitable[list[Result]]]
+"""Runs one task on many inputs; results are in the inputs' order."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What running a job needs to know of it. `on_delta` is given the text of streamed steps."""
+
+    id: str
+    task: str
+    input: Any
+    seed: int | None = None
+    tenant: str = "default"
+    job_class: JobClass = "standard"
+    deadline: float | None = None
+    on_delta: Callable[[Delta], None] | None = None
+
+
+class JobContext:
+    """One job's `Context`: renders, asks, and keeps count for the provenance."""
+
+    def __init__(self, engine: Engine, job: Job, *, plugin: str, map: Map) -> None:
+        self._engine = engine
+        self._job = job
+        self._plugin = plugin
+        self._map = map
+        self._seed = job.seed if job.seed is not None else _seed(job.id)
+        self._draws = 0
+        self._usage = Usage()
+        self._truncated = False
+        self._abstained: str | None = None
+        self._warnings: list[str] = []
+        self._prompts: dict[str, None] = {}
+
+    @property
+    def job_id(self) -> str:
+        return self._job.id
+
+    @property
+    def tenant(self) -> str:
+        return self._job.tenant
+
+    def abstain(self, reason: str) -> None:
+        self._abstained = reason
+
+    def warn(self, message: str) -> None:
+        self._warnings.append(message)
+
+    async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
+        return await self._map(task, inputs)
+
+    async def generate(
+        self,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        stream: bool = False,
+        **options: Any,
+    ) -> Generated:
+        head = _build(Generate, options)
+        return cast(Generated, await self.ask(head, prompt, variables, stream=stream))
+
+    async def json(
+        self,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        schema: Any,
+        **options: Any,
+    ) -> Parsed:
+        head = _build(Json, {"schema": schema, **options})
+        return cast(Parsed, await self.ask(head, prompt, variables))
+
+    async def choose(
+        self,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        labels: Sequence[str],
+        **options: Any,
+    ) -> Chosen:
+        head = _build(Choose, {"labels": tuple(labels), **options})
+        return cast(Chosen, await self.ask(head, prompt, variables))
+
+    async def score(
+        self,
+        prompt: Prompt,
+        variables: Mapping[str, Any],
+        items: Sequence[Any],
+        *,
+        baseline: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Scored:
+        head = _build(Score, options)
+        per_item = [{**variables, "item": item} for item in items]
+        return await self._score(head, prompt, per_item, baseline)
+
+    async def embed(self, text: str, **options: Any) -> Embedded:
+        return cast(Embedded, await self.ask(_build(Embed, options), text))
+
+    async def ask(
+        self,
+        head: Head,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        stream: bool = False,
+    ) -> Raw:
+        values = dict(variables or {})
+        match head:
+            case Classify():
+                return await self._classify(head, prompt, values)
+            case MultiHead():
+                chosen = await asyncio.gather(
+                    *(self._classify(each, prompt, values) for each in head.heads.values())
+                )
+                return Choices(
+                    by_head=dict(zip(head.heads, cast(list[Chosen], chosen), strict=True))
+                )
+            case Tag():
+                return await self._tag(head, prompt, values)
+            case Score(each=str(field)) if not isinstance(prompt, str):
+                items = [{**values, "item": item} for item in values[field]]
+                return await self._score(head, prompt, items, None)
+            case _:
+                rendered = await self._render(head, prompt, values)
+                baseline = self._baseline(head, prompt, values, rendered)
+                return await self._submit(head, rendered, baseline=baseline, stream=stream)
+
+    async def _classify(self, head: Classify, prompt: Prompt | str, values: dict[str, Any]) -> Raw:
+        # No adapter can be promoted yet, so the untrained form answers, and says so.
+        chosen = await self.ask(head.as_choose(), head.fallback or prompt, values)
+        return dataclasses.replace(cast(Chosen, chosen), calibrated=False)
+
+    async def _tag(self, head: Tag, prompt: Prompt | str, values: dict[str, Any]) -> Tagged:
+        schema = {
+            "type": "array",
+            "maxItems": 16,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "text": {"type": "string", "maxLength": 80},
+                    "label": {"enum": list(head.labels)},
+                },
+                "required": ["text", "label"],
+                "additionalProperties": False,
+            },
+        }
+        raw = await self.ask(Json(schema=schema), prompt, values)
+        spans = _locate(cast(Parsed, raw).value, str(values.get(head.field, "")))
+        return Tagged(spans=spans, usage=raw.usage)
+
+    async def _score(
+        self,
+        head: Score,
+        prompt: Prompt,
+        per_item: Sequence[dict[str, Any]],
+        baseline: Mapping[str, Any] | None,
+    ) -> Scored:
+        async def one(values: dict[str, Any]) -> Scored:
+            rendered = await self._render(head, prompt, values)
+            free = None if baseline is None else prompt.render({**values, **baseline})
+            return cast(Scored, await self._submit(head, rendered, baseline=free))
+
+        parts = await asyncio.gather(*map(one, per_item))
+        return Scored(values=tuple(part.values[0] for part in parts))
+
+    async def _render(
+        self, head: Head, prompt: Prompt | str, values: dict[str, Any]
+    ) -> RenderedPrompt:
+        if isinstance(prompt, str):
+            rendered = RenderedPrompt.plain(prompt)
+            fitting.require(self._engine, head, rendered, self._job.task)
+            return rendered
+        self._prompts.setdefault(prompt.sha256)
+        rendered, truncated = await fitting.render(
+            self._engine, head, prompt, values, self._job.task
+        )
+        self._truncated |= truncated
+        return rendered
+
+    def _baseline(
+        self, head: Head, prompt: Prompt | str, values: dict[str, Any], rendered: RenderedPrompt
+    ) -> RenderedPrompt | None:
+        if not isinstance(head, Choose) or not head.calibrate:
+            return None
+        if head.blank and not isinstance(prompt, str):
+            return prompt.render({**values, **dict.fromkeys(head.blank, CONTENT_FREE)})
+        return rendered.content_free()
+
+    async def _submit(
+        self,
+        head: Head,
+        rendered: RenderedPrompt,
+        *,
+        baseline: RenderedPrompt | None = None,
+        stream: bool = False,
+    ) -> Raw:
+        job = self._job
+        request = Request(
+            prompt=rendered,
+            head=head,
+            baseline=baseline,
+            seed=(self._seed + self._draws) % 2**63,
+            on_delta=job.on_delta if stream else None,
+            plugin=self._plugin,
+            tenant=job.tenant,
+            job_class=job.job_class,
+            deadline=job.deadline,
+        )
+        self._draws += 1
+        # Tokenising a long prompt takes a while and needs no event loop.
+        future = await asyncio.to_thread(self._engine.submit, request)
+        try:
+            raw = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._engine.cancel(request.id)
+            raise
+        self._usage += raw.usage
+        return raw
+
+    def success(self, output: Any) -> Result:
+        return Result(
+            id=self._job.id,
+            task=self._job.task,
+            state="done",
+            output=output,
+            provenance=self._provenance(),
+            abstained=self._abstained,
+            warnings=tuple(self._warnings),
+        )
+
+    def failure(self, error: GPTFlowError) -> Result:
+        return Result.failure(
+            self._job.id,
+            self._job.task,
+            error,
+            provenance=self._provenance(),
+            warnings=tuple(self._warnings),
+        )
+
+    def _provenance(self) -> Provenance:
+        model = self._engine.model
+        return Provenance(
+            model={"id": model.id, "sha256": model.sha256},
+            prompt_sha256=_combine(list(self._prompts)),
+            seed=self._seed,
+            tokens_in=self._usage.tokens_in,
+            tokens_out=self._usage.tokens_out,
+            truncated=self._truncated,
+        )
+
+
+def _build(head: type[Any], options: Mapping[str, Any]) -> Any:
+    try:
+        return head(**options)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{head.__name__}: {error}.") from None
+
+
+def _seed(job_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:6], "big")
+
+
+def _combine(hashes: list[str]) -> str | None:
+    if len(hashes) <= 1:
+        return hashes[0] if hashes else None
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+
+
+def _locate(value: Any, text: str) -> tuple[Span, ...]:
+    """Find each listed span in the text: left to right, none twice, strangers dropped."""
+    spans: list[Span] = []
+    seen: dict[str, int] = {}
+    for entry in value:
+        start = text.find(entry["text"], seen.get(entry["text"], 0)) if entry["text"] else -1
+        if start >= 0:
+            end = start + len(entry["text"])
+            seen[entry["text"]] = end
+            spans.append(Span(text=entry["text"], label=entry["label"], start=start, end=end))
+    return tuple(sorted(spans, key=lambda span: (span.start, span.end)))

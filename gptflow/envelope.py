@@ -1,0 +1,94 @@
+"""Envelopes: the wire form of a job, whichever language sends it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gptflow.errors import InvalidInput
+from gptflow.request import JobClass
+
+ID_PATTERN = r"^(job|batch)_[0-9a-f-]{8,64}$"
+
+
+def new_id(kind: Literal["job", "batch"] = "job") -> str:
+    """`job_` and a UUIDv7 (RFC 9562): ids sort by the time they were made."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    value = milliseconds << 80 | 0x7 << 76 | (random >> 68) << 64
+    value |= 0b10 << 62 | random & (1 << 62) - 1
+    digits = f"{value:032x}"
+    return f"{kind}_{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+class Item(BaseModel):
+    """One row of a batch: its place in it, the caller's own id, and the task's input."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int = Field(ge=0)
+    custom_id: str = Field(max_length=256)
+    input: Any
+
+
+class Envelope(BaseModel):
+    """A job as it travels. Exactly one of `input`, `input_ref` and `items` is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    v: Literal[1] = 1
+    id: str = Field(default_factory=new_id, pattern=ID_PATTERN)
+    task: str = Field(max_length=128, description="which task to run")
+    input: Any = Field(None, description="the task's input")
+    input_ref: str | None = Field(None, description="the key of an input over the inline limit")
+    items: tuple[Item, ...] | None = Field(None, description="some rows of a batch")
+    batch: str | None = Field(None, pattern=ID_PATTERN, description="the batch the items are of")
+    key: str | None = Field(None, max_length=256, description="idempotency key, per tenant")
+    tenant: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    job_class: JobClass = Field("standard", alias="class")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="of the random draws")
+    stream: bool = Field(False, description="publish the text as it is decoded")
+    deadline: float | None = Field(None, description="Unix time after which it is of no use")
+    not_before: float | None = Field(None, description="Unix time before which it must not run")
+    trace: dict[str, str] = Field(default_factory=dict, description="W3C trace context")
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        given = [
+            self.input is not None,
+            self.input_ref is not None,
+            self.items is not None,
+        ]
+        if sum(given) != 1:
+            raise ValueError("exactly one of input, input_ref and items must be given")
+        if (self.items is None) != (self.batch is None):
+            raise ValueError("items and batch go together")
+        return self
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON object to send; fields at their default are left out, but for `v`."""
+        return {"v": self.v, "id": self.id} | self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True
+        )
+
+    @classmethod
+    def from_wire(cls, data: Any) -> Self:
+        """Check an envelope that came from outside.
+
+        Raises:
+            InvalidInput: it is of another version or malformed.
+        """
+        if isinstance(data, dict) and data.get("v", 1) != 1:
+            raise InvalidInput(
+                f"Envelope version {data['v']!r} is not understood; this worker reads version 1.",
+                hint="Upgrade the worker.",
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "envelope"
+            raise InvalidInput(f"Malformed envelope: {where}: {first['msg']}.") from None

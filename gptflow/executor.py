@@ -1,0 +1,126 @@
+"""The executor: runs a task on an engine, from input to result."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptflow.context import Job, JobContext, Map
+from gptflow.errors import GPTFlowError, InvalidOutput, JobCancelled, JobFailed, JobTimeout
+from gptflow.plugins import AnyTask, Registry
+from gptflow.request import Engine
+from gptflow.result import Result
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Setup:
+    directory: Path
+
+
+class Executor:
+    """Runs jobs on one engine. Jobs run concurrently on one event loop.
+
+    Args:
+        map: how `Context.map` runs other tasks; by default right here, on the same engine.
+    """
+
+    def __init__(self, engine: Engine, registry: Registry, *, map: Map | None = None) -> None:
+        self.engine = engine
+        self.registry = registry
+        self.map: Map = map or self.run_many
+        self._ready: set[str] = set()
+        self._setting_up = threading.Lock()
+
+    def setup(self, only: Sequence[str] | None = None) -> None:
+        """Let tasks load what they need; without this each does so before its first job.
+
+        Raises:
+            PluginError: a task's `setup` raised.
+        """
+        for name in only if only is not None else self.registry.tasks:
+            self._task(name)
+
+    async def run(self, job: Job) -> Result:
+        """Run one job to its end. Errors are in the result; cancelling this cancels the job."""
+        started = time.perf_counter()
+        plugin = self.registry.owners.get(job.task, "")
+        context = JobContext(self.engine, job, plugin=plugin, map=self.map)
+        try:
+            task = await self._ready_task(job.task)
+            output = await self._run(task, job, context)
+        except asyncio.CancelledError:
+            raise
+        except GPTFlowError as error:
+            result = context.failure(error)
+        except Exception as error:  # noqa: BLE001  a plugin may raise anything
+            result = context.failure(_unexpected(job.task, error))
+        else:
+            result = context.success(output)
+        return dataclasses.replace(result, timings={"running": time.perf_counter() - started})
+
+    async def run_many(self, task: str, inputs: Sequence[Any]) -> list[Result]:
+        """Run one task on many inputs at once; results are in the inputs' order."""
+        jobs = [Job(id=f"{task}#{n}", task=task, input=value) for n, value in enumerate(inputs)]
+        return list(await asyncio.gather(*map(self.run, jobs)))
+
+    async def _run(self, task: AnyTask, job: Job, context: JobContext) -> Any:
+        parsed = task.parse(job.input)
+        seconds = None if job.deadline is None else job.deadline - time.time()
+        try:
+            async with asyncio.timeout(seconds):
+                output = await task.run(parsed, context)
+        except TimeoutError:
+            if seconds is None:
+                raise  # the task's own
+            raise JobTimeout(f"Job {job.id} did not end before its deadline.") from None
+        if not isinstance(output, task.output_type):
+            raise InvalidOutput(
+                f"Task {task.name!r} returned {type(output).__name__} where it declares "
+                f"{task.output_type.__name__} ({task.location})."
+            )
+        return output.model_dump(mode="json")
+
+    async def _ready_task(self, name: str) -> AnyTask:
+        if name in self._ready:
+            return self.registry.task(name)
+        return await asyncio.to_thread(self._task, name)
+
+    def _task(self, name: str) -> AnyTask:
+        task = self.registry.task(name)
+        with self._setting_up:
+            if name in self._ready:
+                return task
+            try:
+                task.setup(_Setup(task.directory))
+            except GPTFlowError:
+                raise
+            except Exception as error:
+                raise _unexpected(name, error, during="setup") from error
+            self._ready.add(name)
+        return task
+
+
+def cancelled(job_id: str, task: str) -> Result:
+    """The result of a job that was cancelled."""
+    return Result.failure(job_id, task, JobCancelled(f"Job {job_id} was cancelled."))
+
+
+def _unexpected(task: str, error: Exception, *, during: str = "run") -> GPTFlowError:
+    """An exception of a plugin's code, with the line; the traceback goes to the log.
+
+    The message names the exception's type only: its text may quote the input.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+    logger.error("Task %s: %s in %s at %s", task, type(error).__name__, during, where)
+    logger.debug("Task %s", task, exc_info=error)
+    return JobFailed(f"Task {task!r} raised {type(error).__name__} at {where}.")

@@ -1,0 +1,83 @@
+"""Handles to what was submitted: a job, or a batch of many items of one task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from gptflow.result import Result, State
+from gptflow.transport import BatchRecord, Event, JobRecord, Transport
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """A submitted job. Its id is all there is to it: `Client.job(id)` makes another handle."""
+
+    id: str
+    _transport: Transport = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def record(self) -> JobRecord:
+        """What is known of it now."""
+        return self._transport.job(self.id)
+
+    @property
+    def state(self) -> State:
+        return self.record.state
+
+    def wait(self, timeout: float | None = None) -> Result:
+        """The job's end, whatever it is.
+
+        Raises:
+            JobTimeout: it did not end in `timeout` seconds; it goes on.
+        """
+        return self._transport.result(self.id, timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The output, once there is one.
+
+        Raises:
+            JobTimeout: it did not end in `timeout` seconds; it goes on.
+            GPTFlowError: the error that the job ended in.
+        """
+        return self.wait(timeout).unwrap()
+
+    def events(self, after: str | None = None, timeout: float | None = None) -> Iterator[Event]:
+        """The text as it is decoded; `after` is the id of the last entry already seen."""
+        return self._transport.events(self.id, after, timeout)
+
+    def cancel(self) -> bool:
+        """Stop it, queued or running. False if it had ended."""
+        return self._transport.cancel(self.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """A submitted batch."""
+
+    id: str
+    _transport: Transport = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def record(self) -> BatchRecord:
+        """Counts of items, now."""
+        return self._transport.batch(self.id)
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[tuple[int, Result]]:
+        """Each row's number and result, in the order in which they end.
+
+        Raises:
+            JobTimeout: nothing ended for `timeout` seconds.
+        """
+        return self._transport.batch_results(self.id, timeout)
+
+    def results(self, timeout: float | None = None) -> list[Result]:
+        """Every row's result, in the rows' order."""
+        return [
+            result for _, result in sorted(self.as_completed(timeout), key=lambda pair: pair[0])
+        ]
+
+    def cancel(self) -> bool:
+        """Stop what has not ended; results that are there stay. False if all had ended."""
+        return self._transport.cancel(self.id)

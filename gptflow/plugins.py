@@ -1,0 +1,271 @@
+"""The registry: finds plugins, loads each one on its own, and knows their tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from gptflow import hookspecs
+from gptflow.errors import DuplicateTask, GPTFlowError, PluginError, PluginLoadError, TaskNotFound
+from gptflow.task import Task
+
+if TYPE_CHECKING:
+    import click
+
+    from gptflow.heads import Head
+
+logger = logging.getLogger(__name__)
+
+GROUP = "gptflow"
+AnyTask = Task[Any, Any, Any]
+SourceReader = Callable[[str], Iterable[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PluginInfo:
+    """One entry point of the group `gptflow`: what it is, what it offers, why it failed."""
+
+    name: str
+    module: str
+    distribution: str | None = None
+    version: str | None = None
+    tasks: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+    error: GPTFlowError | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Run `task` on `input` whenever `cron` (five fields, UTC) fires."""
+
+    name: str
+    task: str
+    cron: str
+    input: Any
+    plugin: str
+
+
+class Registry:
+    """The loaded plugins and all that they registered.
+
+    A plugin that fails to import or to register is taken out whole and its error is kept in
+    `plugins`; the others are not affected. `require_all` makes that fatal, for workers.
+    """
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        self.plugins: dict[str, PluginInfo] = {}
+        self.tasks: dict[str, AnyTask] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self.metrics: dict[str, Callable[..., float]] = {}
+        self.sources: dict[str, SourceReader] = {}
+        self.heads: dict[type[Head], str] = {}
+        self.owners: dict[str, str] = {}
+
+    @classmethod
+    def load(cls, only: Iterable[str] | None = None) -> Registry:
+        """Load the installed plugins, or those of them that `only` names.
+
+        Raises:
+            PluginError: `only` names a plugin that is not installed.
+        """
+        registry = cls()
+        entry_points = {ep.name: ep for ep in importlib.metadata.entry_points(group=GROUP)}
+        names = sorted(entry_points) if only is None else list(dict.fromkeys(only))
+        for name in names:
+            if name not in entry_points:
+                raise PluginError(
+                    f"No plugin {name!r} is installed.",
+                    hint=_suggest(name, entry_points) or "`gptflow plugins list` shows them.",
+                )
+            registry._load_entry_point(entry_points[name])
+        return registry
+
+    def register(self, plugin: object, name: str) -> None:
+        """Add a plugin that is not an entry point: a module, or an object with hooks.
+
+        Raises:
+            PluginError: it broke its contract; nothing of it stays.
+        """
+        self._manager.register(plugin, name)
+        staged = _Staged(self, name)
+        try:
+            self._check_hooks(name)
+            staged.collect(self._hooks_of(name))
+        except Exception as error:
+            self._manager.unregister(name=name)
+            if isinstance(error, PluginError):
+                raise
+            raise _load_error(name, error) from error
+        staged.commit()
+        hooks = tuple(sorted(call.name for call in self._manager.get_hookcallers(plugin) or ()))
+        info = self.plugins.get(name) or PluginInfo(name=name, module=_module_name(plugin))
+        self.plugins[name] = dataclasses.replace(info, tasks=tuple(staged.tasks), hooks=hooks)
+
+    def task(self, name: str) -> AnyTask:
+        """The task of this name.
+
+        Raises:
+            TaskNotFound: with the nearest name, or with why its plugin failed to load.
+        """
+        if (task := self.tasks.get(name)) is not None:
+            return task
+        hint = _suggest(name, self.tasks)
+        if hint is None and (broken := [i.name for i in self.plugins.values() if i.error]):
+            hint = f"Plugins that failed to load: {', '.join(broken)}; see `gptflow plugins list`."
+        raise TaskNotFound(
+            f"There is no task {name!r}.",
+            hint=hint or "`gptflow plugins list` shows the tasks.",
+        )
+
+    def require_all(self) -> None:
+        """Raise the first load error, if there is one. Workers call this before they start."""
+        for info in self.plugins.values():
+            if info.error is not None:
+                raise info.error
+
+    def add_commands(self, cli: click.Group) -> None:
+        """Let plugins add commands. One that raises is logged and left out."""
+        self.observe("register_commands", cli=cli)
+
+    def observe(self, hook: str, **arguments: Any) -> None:
+        """Call an observer hook on every plugin; one that raises never stops the rest."""
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            given = {name: arguments[name] for name in implementation.argnames}
+            try:
+                implementation.function(**given)
+            except Exception:
+                logger.exception("Plugin %s: %s raised.", implementation.plugin_name, hook)
+
+    def _load_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> None:
+        dist = entry_point.dist
+        info = PluginInfo(
+            name=entry_point.name,
+            module=entry_point.value,
+            distribution=dist.name if dist else None,
+            version=dist.version if dist else None,
+        )
+        self.plugins[entry_point.name] = info
+        try:
+            self.register(entry_point.load(), entry_point.name)
+        except PluginError as error:
+            self.plugins[entry_point.name] = dataclasses.replace(info, error=error)
+        except Exception as error:  # noqa: BLE001  importing a plugin may raise anything
+            self.plugins[entry_point.name] = dataclasses.replace(
+                info, error=_load_error(entry_point.name, error)
+            )
+
+    def _check_hooks(self, name: str) -> None:
+        plugin = self._manager.get_plugin(name)
+        for attribute in dir(plugin):
+            options = self._manager.parse_hookimpl_opts(plugin, attribute)
+            if options is not None and not hasattr(hookspecs, options["specname"] or attribute):
+                known = [hook for hook in vars(hookspecs) if hook.startswith(("register_", "on_"))]
+                raise PluginLoadError(
+                    f"Plugin {name!r} implements {attribute!r}, which is not a hook.",
+                    hint=_suggest(attribute, known) or f"The hooks are {', '.join(known)}.",
+                )
+
+    def _hooks_of(self, name: str) -> pluggy.HookRelay:
+        others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
+        relay = pluggy.HookRelay()
+        for hook in vars(self._manager.hook):
+            if hook.startswith("register_"):
+                setattr(relay, hook, self._manager.subset_hook_caller(hook, others))
+        return relay
+
+
+class _Staged:
+    """What one plugin registers, held back until all of it is found to be good."""
+
+    def __init__(self, registry: Registry, plugin: str) -> None:
+        self._registry = registry
+        self._plugin = plugin
+        self.tasks: dict[str, AnyTask] = {}
+        self._schedules: dict[str, Schedule] = {}
+        self._metrics: dict[str, Callable[..., float]] = {}
+        self._sources: dict[str, SourceReader] = {}
+        self._heads: dict[type[Head], str] = {}
+
+    def collect(self, hooks: pluggy.HookRelay) -> None:
+        hooks.register_tasks(register=self._add_task)
+        hooks.register_schedules(register=self._add_schedule)
+        hooks.register_metrics(register=self._metrics.__setitem__)
+        hooks.register_sources(register=self._sources.__setitem__)
+        hooks.register_heads(register=self._heads.__setitem__)
+
+    def commit(self) -> None:
+        registry = self._registry
+        registry.tasks |= self.tasks
+        registry.schedules |= self._schedules
+        registry.metrics |= self._metrics
+        registry.sources |= self._sources
+        registry.heads |= self._heads
+        registry.owners |= dict.fromkeys(self.tasks, self._plugin)
+
+    def _add_task(self, task: AnyTask) -> None:
+        if not isinstance(task, Task):
+            given = task.__name__ if isinstance(task, type) else type(task).__name__
+            hint = f"Write `register({given}())`." if isinstance(task, type) else None
+            raise PluginLoadError(
+                f"Plugin {self._plugin!r} registered {given!r}, which is not a Task instance.",
+                hint=hint,
+            )
+        task.check()
+        if (taken := self._registry.tasks.get(task.name) or self.tasks.get(task.name)) is not None:
+            owner = self._registry.owners.get(task.name, self._plugin)
+            raise DuplicateTask(
+                f"Task {task.name!r} of plugin {self._plugin!r} ({task.location}) has the name of "
+                f"one of plugin {owner!r} ({taken.location}).",
+                hint="Rename one of them, or uninstall one of the plugins.",
+            )
+        self.tasks[task.name] = task
+
+    def _add_schedule(self, name: str, *, task: str, cron: str, input: Any) -> None:
+        qualified = f"{self._plugin}.{name}"
+        self._schedules[qualified] = Schedule(
+            name=qualified, task=task, cron=cron, input=input, plugin=self._plugin
+        )
+
+
+@functools.cache
+def default_registry() -> Registry:
+    """The installed plugins, loaded once per process."""
+    return Registry.load()
+
+
+def _suggest(name: str, known: Iterable[str]) -> str | None:
+    close = get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}?" if close else None
+
+
+def _module_name(plugin: object) -> str:
+    return getattr(plugin, "__name__", None) or type(plugin).__module__
+
+
+def _load_error(plugin: str, error: Exception) -> PluginLoadError:
+    """Name the plugin and the line that raised: the deepest that is not a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    where = f"{own[-1].filename}:{own[-1].lineno}" if own else "its import"
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{error.filename}:{error.lineno}"
+    return PluginLoadError(
+        f"Plugin {plugin!r} failed to load: {type(error).__name__}: {error} ({where})."
+    )
+
+
+def _is_library(filename: str) -> bool:
+    framework = str(Path(__file__).resolve().parent)
+    parts = ("site-packages", "importlib", "<frozen", "lib/python")
+    return filename.startswith(framework) or any(part in filename for part in parts)

@@ -1,0 +1,94 @@
+"""Results: how a job ended, the same in Python, on the wire and from `--json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from gptflow.errors import ErrorInfo, GPTFlowError, JobCancelled, JobFailed, from_info
+
+State = Literal["queued", "running", "done", "failed", "cancelled", "expired", "dead"]
+TERMINAL: frozenset[State] = frozenset(("done", "failed", "cancelled", "expired", "dead"))
+
+WIRE_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What made an answer: enough to make it again.
+
+    Attributes:
+        model: `{"id": ..., "sha256": ...}` of the resident model.
+        adapter: the adapter that served, None for the base model.
+        prompt_sha256: of the task's template; None where the task used none.
+        truncated: whether part of the input was cut off to fit the context.
+    """
+
+    model: Mapping[str, str]
+    adapter: str | None = None
+    prompt_sha256: str | None = None
+    seed: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    truncated: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The end of a job.
+
+    Attributes:
+        output: the task's output as JSON; None unless `state` is `done`.
+        error: why there is no output.
+        abstained: why the answer is not to be relied on; None when it is.
+        timings: seconds, by stage (`queued`, `running`).
+    """
+
+    id: str
+    task: str
+    state: State
+    output: Any = None
+    error: ErrorInfo | None = None
+    provenance: Provenance | None = None
+    abstained: str | None = None
+    warnings: tuple[str, ...] = ()
+    timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def failure(cls, job_id: str, task: str, error: GPTFlowError, **more: Any) -> Self:
+        """The result of a job that ended in an error."""
+        state: State = "cancelled" if isinstance(error, JobCancelled) else "failed"
+        return cls(id=job_id, task=task, state=state, error=error.info, **more)
+
+    @property
+    def ok(self) -> bool:
+        return self.state == "done"
+
+    def unwrap(self) -> Any:
+        """The output.
+
+        Raises:
+            GPTFlowError: the error that the job ended in, as its own class.
+        """
+        if self.ok:
+            return self.output
+        if self.error is not None:
+            raise from_info(self.error)
+        raise JobFailed(f"Job {self.id} ended as {self.state}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The wire form."""
+        return {"v": WIRE_VERSION} | dataclasses.asdict(self) | {"warnings": list(self.warnings)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the wire form; fields that this version does not know are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in data.items() if name in known}
+        if values.get("error") is not None:
+            values["error"] = ErrorInfo(**values["error"])
+        if values.get("provenance") is not None:
+            values["provenance"] = Provenance(**values["provenance"])
+        values["warnings"] = tuple(values.get("warnings", ()))
+        return cls(**values)

@@ -1,0 +1,371 @@
+"""Tasks: what a plugin's author writes.
+
+    class Mood(Output):
+        label: Literal["negative", "neutral", "positive"]
+
+    class Sentiment(Task[Post, Chosen, Mood]):
+        \"\"\"Market mood of one post.\"\"\"
+        name = "sentiment.classify"
+        prompt = Prompt.file("classify.j2")
+        head = Choose(labels=("negative", "neutral", "positive"))
+
+        def postprocess(self, input, raw):
+            return Mood(label=raw.label)
+
+A task of one step declares `prompt` and `head`; a task of several overrides `run` and awaits
+the context's methods, each of which is batched with everybody else's requests.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Protocol,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from gptflow.cleaning import clean_all
+from gptflow.errors import EmptyInput, InvalidInput, PluginError, PromptError
+from gptflow.heads import (
+    Choose,
+    Chosen,
+    Embed,
+    Embedded,
+    Generate,
+    Generated,
+    Head,
+    Parsed,
+    Raw,
+    Score,
+    Scored,
+)
+from gptflow.prompt import Prompt
+
+if TYPE_CHECKING:
+    from gptflow.result import Result
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)+")
+_EMPTY = "gptflow_empty"
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError(_EMPTY, "the text is empty or blank")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+"""A string field that must hold something; a blank one is `EmptyInput`, without a model call."""
+
+
+class Input(BaseModel):
+    """Base of input types: unknown fields are errors, strings are cleaned.
+
+    A bare string is accepted where the input has a text field: `gptflow run TASK "..."`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Mapping[str, Any]:
+        """The fields for a bare string: `text`, or else the first required field."""
+        fields = cls.model_fields
+        required = [name for name, field in fields.items() if field.is_required()]
+        name = "text" if "text" in fields else next(iter(required), None)
+        if name is None:
+            raise PydanticCustomError("gptflow_text", "a bare string does not say what it is")
+        return {name: text}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, data: Any) -> Any:
+        return clean_all(cls.from_text(data) if isinstance(data, str) else data)
+
+
+class Output(BaseModel):
+    """Base of output types: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+In = TypeVar("In", bound=Input)
+RawT = TypeVar("RawT", bound=Raw)
+Out = TypeVar("Out", bound=Output)
+
+
+class Setup(Protocol):
+    """What `Task.setup` is given, once per worker."""
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the task's package: data files are beside the module."""
+        ...
+
+
+class Context(Protocol):
+    """What a running task may ask for. Every method is batched with other jobs' requests.
+
+    A prompt is a `Prompt` of the task's class, filled in with `variables`, or a plain string,
+    which counts as the user's text.
+    """
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def tenant(self) -> str: ...
+
+    async def generate(
+        self,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        stream: bool = False,
+        **options: Any,
+    ) -> Generated:
+        """Continue the prompt. `options` are those of `heads.Generate`.
+
+        With `stream`, the text also goes to whoever follows the job.
+        """
+        ...
+
+    async def json(
+        self,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        schema: Any,
+        **options: Any,
+    ) -> Parsed:
+        """A value that fits `schema`. `options` are those of `heads.Json`."""
+        ...
+
+    async def choose(
+        self,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        labels: Sequence[str],
+        **options: Any,
+    ) -> Chosen:
+        """The likeliest label. `options` are those of `heads.Choose`."""
+        ...
+
+    async def score(
+        self,
+        prompt: Prompt,
+        variables: Mapping[str, Any],
+        items: Sequence[Any],
+        *,
+        baseline: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Scored:
+        """One number per item; the template sees each one as `item`.
+
+        Args:
+            baseline: variables to replace for the content-free prompt whose score is
+                subtracted, such as an empty history.
+            options: those of `heads.Score`.
+        """
+        ...
+
+    async def embed(self, text: str, **options: Any) -> Embedded:
+        """The text as a vector. `options` are those of `heads.Embed`."""
+        ...
+
+    async def ask(
+        self,
+        head: Head,
+        prompt: Prompt | str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        stream: bool = False,
+    ) -> Raw:
+        """The general form of the methods above, for any head."""
+        ...
+
+    async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
+        """Run another task on many inputs, as a batch through the queue where there is one."""
+        ...
+
+    def abstain(self, reason: str) -> None:
+        """Say in the result that the answer is not to be relied on, and why."""
+        ...
+
+    def warn(self, message: str) -> None:
+        """Add a line to the result's warnings."""
+        ...
+
+
+class Task(abc.ABC, Generic[In, RawT, Out]):
+    """One kind of work that a plugin offers. Its docstring's first line is its summary.
+
+    Attributes:
+        name: `domain.verb`, unique among all plugins.
+        prompt: the template of a single-step task.
+        head: how a single-step task's answer is computed.
+        examples: a JSONL file beside the module, one `{"input": ..., "expected": ...}` a line.
+    """
+
+    name: ClassVar[str]
+    prompt: ClassVar[Prompt | None] = None
+    head: ClassVar[Head | None] = None
+    examples: ClassVar[str] = "examples.jsonl"
+
+    input_type: ClassVar[type[Input]]
+    output_type: ClassVar[type[Output]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            if isinstance(get_origin(base), type) and issubclass(get_origin(base), Task):
+                given = get_args(base)
+                if isinstance(given[0], type) and isinstance(given[2], type):
+                    cls.input_type, cls.output_type = given[0], given[2]
+
+    def setup(self, ctx: Setup) -> None:
+        """Load what the task needs, once per worker, before its first job."""
+
+    def prepare(self, input: In) -> Mapping[str, Any]:
+        """More variables for the prompt: passages found, features computed.
+
+        Annotate the result with a `TypedDict` to have the template's variables checked when
+        the task is registered.
+        """
+        return {}
+
+    def head_for(self, input: In) -> Head:
+        """The head to use; override it where it depends on the input, such as labels."""
+        if self.head is None:
+            raise PluginError(f"Task {self.name!r} has neither a head nor a `run` method.")
+        return self.head
+
+    def postprocess(self, input: In, raw: RawT) -> Out:
+        """Turn the head's raw answer into the output."""
+        raise PluginError(f"Task {self.name!r} has neither a `postprocess` nor a `run` method.")
+
+    async def run(self, input: In, ctx: Context) -> Out:
+        """The whole job. The default is one step: prepare, ask, postprocess."""
+        if self.prompt is None:
+            raise PluginError(f"Task {self.name!r} has neither a prompt nor a `run` method.")
+        variables = dict(input) | dict(self.prepare(input))
+        raw = await ctx.ask(self.head_for(input), self.prompt, variables, stream=True)
+        return self.postprocess(input, cast(RawT, raw))
+
+    # What follows is for the framework.
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(type(self)) or "").partition("\n")[0]
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the module that defines the task."""
+        return Path(inspect.getfile(type(self))).resolve().parent
+
+    @property
+    def location(self) -> str:
+        """`file:line` of the class, for error messages."""
+        path = inspect.getfile(type(self))
+        return f"{path}:{inspect.getsourcelines(type(self))[1]}"
+
+    def prompts(self) -> dict[str, Prompt]:
+        """Every prompt that is an attribute of the class, by attribute name."""
+        return {
+            name: value
+            for cls in reversed(type(self).__mro__)
+            for name, value in vars(cls).items()
+            if isinstance(value, Prompt)
+        }
+
+    def check(self) -> None:
+        """Read the prompts and check the declaration; called when the task is registered.
+
+        Raises:
+            PluginError: what is wrong, with the class's file and line.
+        """
+        cls = type(self)
+        if not _NAME.fullmatch(getattr(cls, "name", "")):
+            raise PluginError(
+                f"{cls.__name__} at {self.location} needs a `name` such as 'domain.verb'."
+            )
+        if not hasattr(cls, "input_type"):
+            raise PluginError(
+                f"{cls.__name__} at {self.location} does not name its types.",
+                hint="Write `class X(Task[MyInput, Generated, MyOutput])`.",
+            )
+        for prompt in self.prompts().values():
+            prompt.bind(self.directory)
+        if self.prompt is not None and (known := self._variables()) is not None:
+            extra = {self.head.each and "item"} if isinstance(self.head, Score) else set()
+            if unknown := self.prompt.variables - known - extra:
+                name = min(unknown)
+                close = get_close_matches(name, known, n=1)
+                raise PromptError(
+                    f"Prompt of task {self.name!r} uses {name!r}, which neither the input "
+                    f"{self.input_type.__name__} nor `prepare` provides ({self.location}).",
+                    hint=f"Did you mean {close[0]!r}?" if close else None,
+                )
+
+    def _variables(self) -> set[str] | None:
+        """The names the prompt can use; None where `prepare` does not say."""
+        names = set(self.input_type.model_fields)
+        if type(self).prepare is Task.prepare:
+            return names
+        returned = get_type_hints(type(self).prepare).get("return")
+        if is_typeddict(returned):
+            return names | set(get_type_hints(returned))
+        return None
+
+    def parse(self, data: Any) -> In:
+        """Check an input.
+
+        Raises:
+            EmptyInput: there is nothing to work on.
+            InvalidInput: which field is wrong, and how.
+        """
+        if isinstance(data, self.input_type):
+            return cast(In, data)
+        try:
+            return cast(In, self.input_type.model_validate(data))
+        except ValidationError as error:
+            raise _explain(self.name, self.input_type, error) from None
+
+
+def _explain(task: str, model: type[Input], error: ValidationError) -> InvalidInput:
+    problems = error.errors(include_url=False, include_input=False)
+    hint = f"`gptflow plugins show {task}` prints the input's schema."
+    for problem in problems:
+        where = ".".join(str(part) for part in problem["loc"]) or "input"
+        if problem["type"] == _EMPTY:
+            return EmptyInput(f"Task {task!r}: {where} is empty or blank.")
+        if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+            if close := get_close_matches(where, model.model_fields, n=1):
+                hint = f"Did you mean {close[0]!r}?"
+            return InvalidInput(f"Task {task!r} has no input field {where!r}.", hint=hint)
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"]) or "input"
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return InvalidInput(f"Task {task!r}: {where}: {first['msg']}{more}.", hint=hint)
+
+
+__all__ = ["Choose", "Context", "Embed", "Generate", "Input", "Output", "Setup", "Task", "Text"]

@@ -1,0 +1,140 @@
+"""Transports: how a client reaches workers. One per URL scheme, found by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from gptflow.config import Settings
+from gptflow.envelope import Envelope
+from gptflow.errors import ConfigError
+from gptflow.result import Result, State
+
+if TYPE_CHECKING:
+    from gptflow.request import Engine
+
+# By name, not by import: a caller loads only the transport that the URL asks for.
+_FACTORIES = {
+    "redis": "gptflow.queue.transport:RedisTransport",
+    "rediss": "gptflow.queue.transport:RedisTransport",
+    "unix": "gptflow.queue.transport:RedisTransport",
+    "memory": "gptflow.queue.memory:MemoryTransport",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """What is known of a job at one moment. Times are Unix seconds."""
+
+    id: str
+    task: str
+    state: State
+    tenant: str = "default"
+    job_class: str = "standard"
+    batch: str | None = None
+    items: int | None = None
+    submitted: float | None = None
+    started: float | None = None
+    finished: float | None = None
+    worker: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRecord:
+    """What is known of a batch at one moment."""
+
+    id: str
+    task: str
+    total: int
+    done: int = 0
+    failed: int = 0
+    cancelled: bool = False
+    submitted: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.done + self.failed >= self.total
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One entry of a job's stream. `id` orders entries and is where to resume from.
+
+    `delta` carries `text`; `reset` says to forget the text so far, because the job starts
+    again; `end` is the last one.
+    """
+
+    id: str
+    kind: Literal["delta", "reset", "end"]
+    text: str = ""
+    sample: int = 0
+
+
+class Transport(Protocol):
+    """What a client needs of a queue. Blocking calls raise `BrokerUnavailable` in 5 s."""
+
+    def submit(self, envelope: Envelope) -> str:
+        """Accept a job. Returns its id: an earlier job's where the key was used before."""
+        ...
+
+    def submit_batch(self, record: BatchRecord, chunks: Sequence[Envelope]) -> None:
+        """Accept a batch, as messages of some items each."""
+        ...
+
+    def job(self, job_id: str) -> JobRecord:
+        """Raises `JobNotFound`."""
+        ...
+
+    def batch(self, batch_id: str) -> BatchRecord:
+        """Raises `JobNotFound`."""
+        ...
+
+    def result(self, job_id: str, timeout: float | None) -> Result:
+        """Wait for the job's end. Raises `JobTimeout`, `JobNotFound`."""
+        ...
+
+    def batch_results(self, batch_id: str, timeout: float | None) -> Iterator[tuple[int, Result]]:
+        """Each item's index and result, once, as they end. `timeout` is the longest silence."""
+        ...
+
+    def events(self, job_id: str, after: str | None, timeout: float | None) -> Iterator[Event]:
+        """Follow a job's stream from the entry after `after` to its end."""
+        ...
+
+    def cancel(self, job_or_batch_id: str) -> bool:
+        """Ask for a stop. False if it had ended."""
+        ...
+
+    def jobs(self, state: State | None, limit: int) -> list[JobRecord]:
+        """The newest jobs first."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def connect(settings: Settings, *, engine: Engine | None = None) -> Transport:
+    """The transport for the settings' URL.
+
+    Args:
+        engine: serves `memory://`; by default the settings' model is loaded in this process.
+
+    Raises:
+        ConfigError: there is no URL, or its scheme is unknown.
+        BrokerUnavailable: nothing answers there.
+    """
+    url = settings.broker_url
+    if url is None:
+        raise ConfigError(
+            "No Redis URL is set.",
+            hint="Set GPTFLOW_REDIS_URL, or start everything with `gptflow up`.",
+        )
+    scheme = urlsplit(url).scheme
+    if scheme not in _FACTORIES:
+        known = ", ".join(f"{name}://" for name in _FACTORIES)
+        raise ConfigError(f"A Redis URL cannot start with {scheme!r}.", hint=f"Use one of {known}.")
+    factory: Any = pkgutil.resolve_name(_FACTORIES[scheme])
+    transport: Transport = factory(settings, engine=engine) if engine else factory(settings)
+    return transport
