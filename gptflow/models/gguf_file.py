@@ -1,8 +1,7 @@
 """GgufFile: a llama.cpp file turned, once, into the folder that transformers and we read.
 
-transformers can read such files too, but wants another package for it, refuses to save what it
-read, and loses the pre-tokenizer: SmolLM2's digits would no longer be split. The file says
-all that is needed, so it is read here. numpy does the work; torch is not needed.
+transformers can read such files too, but wants one more package for it and does not save what it
+read. The file says all that is needed, so it is read here. numpy does the work, not torch.
 """
 
 from __future__ import annotations
@@ -204,7 +203,8 @@ def _write_tokenizer(path: Path, folder: Path, fields: _Fields, config: dict[str
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
     }
     tokenizer_config = {
-        # Not the class of GPT-2: transformers 5 would rebuild it without the digits.
+        # Not the class of GPT-2: for that, transformers 5 replaces the file's pre-tokenizer,
+        # and what is a number to Unicode but not 0-9 is split differently.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config["max_position_embeddings"],
         "clean_up_tokenization_spaces": False,
