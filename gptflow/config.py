@@ -1,10 +1,13 @@
 """Settings: defaults, then `gptflow.toml`, then `GPTFLOW_*` variables, then flags.
 
+Where none of them names a Redis and `gptflow up` is running, its server is used.
 `gptflow config show` prints each value with where it came from.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +27,8 @@ from gptflow.errors import ConfigError
 
 FILE_NAME = "gptflow.toml"
 ENV_PREFIX = "GPTFLOW_"
+UP_FILE = "up.json"
+"""In `data_dir` while `gptflow up` runs: `{"url": ..., "pid": ...}`."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -40,10 +45,11 @@ class Settings(BaseSettings):
     app: str = Field("gptflow", pattern=r"^[a-z0-9_-]{1,64}$", description="prefix of every key")
     model: str = Field(DEFAULT_MODEL, description="name in the model store, or a folder")
     cache_dir: Path = Field(
-        Path(platformdirs.user_cache_dir("gptflow")), description="where models are kept"
+        default_factory=lambda: platformdirs.user_cache_path("gptflow"),
+        description="where models are kept",
     )
     data_dir: Path = Field(
-        Path(platformdirs.user_data_dir("gptflow")),
+        default_factory=lambda: platformdirs.user_data_path("gptflow"),
         description="where the embedded server and the monitors keep their data",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
@@ -119,12 +125,26 @@ def load(path: Path | None = None, **flags: Any) -> Settings:
         raise ConfigError(f"{error}.") from None
     except ValidationError as error:
         raise _explain(error) from None
-    settings._sources.update(
+    sources = (
         dict.fromkeys(file, str(origin))
         | {name: ENV_PREFIX + name.upper() for name in environment}
         | dict.fromkeys(given, "flag")
     )
+    if settings.redis_url is None and (url := _running_server(settings.data_dir)):
+        settings = settings.model_copy(update={"redis_url": SecretStr(url)})
+        sources["redis_url"] = "gptflow up"
+    settings._sources.update(sources)
     return settings
+
+
+def _running_server(data_dir: Path) -> str | None:
+    """The URL of the server that `gptflow up` started, while it runs."""
+    try:
+        record = json.loads((data_dir / UP_FILE).read_text(encoding="utf-8"))
+        os.kill(record["pid"], 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(record["url"])
 
 
 def _read_file(path: Path | None) -> tuple[dict[str, Any], Path | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -60,6 +60,24 @@ class BatchRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """What a running worker last said of itself.
+
+    Attributes:
+        stats: the engine's; see `gptflow.request.Engine.stats`.
+    """
+
+    name: str
+    pid: int
+    model: str
+    started: float
+    in_flight: int = 0
+    peak_in_flight: int = 0
+    plugins: tuple[str, ...] = ()
+    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One entry of a job's stream. `id` orders entries and is where to resume from.
 
@@ -110,6 +128,10 @@ class Transport(Protocol):
 
     def jobs(self, state: State | None, limit: int) -> list[JobRecord]:
         """The newest jobs first."""
+        ...
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers that are running now."""
         ...
 
     def close(self) -> None: ...

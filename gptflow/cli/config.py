@@ -1,0 +1,44 @@
+"""`gptflow config`: what is set, and by whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gptflow.cli.session import Session, json_option, print_json, print_table
+
+
+@click.group(short_help="Show the settings and where they come from.")
+def config() -> None:
+    """Show and check the settings."""
+
+
+@config.command()
+@json_option
+@click.pass_obj
+def show(session: Session, as_json: bool) -> None:
+    """Show every setting, its value, and where that comes from. Secrets stay hidden."""
+    settings = session.settings()
+    sources = settings.sources
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "value": settings.model_dump(mode="json")[name],
+            "source": sources[name],
+            "meaning": field.description,
+        }
+        for name, field in type(settings).model_fields.items()
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(tuple(rows[0]), (list(row.values()) for row in rows))
+
+
+@config.command()
+@click.pass_obj
+def check(session: Session) -> None:
+    """Check the settings; exit code 10 where one is wrong."""
+    session.settings()
+    click.echo("The settings are sound.")

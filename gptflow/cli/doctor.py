@@ -1,0 +1,133 @@
+"""`gptflow doctor`: find out what is wrong with an installation."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import click
+
+from gptflow.cli.session import Session, json_option, print_json, print_table
+from gptflow.config import Settings
+from gptflow.errors import GPTFlowError
+
+Status = Literal["ok", "warning", "error"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    check: str
+    status: Status
+    detail: str
+    hint: str | None = None
+
+
+@click.command(short_help="Find out what is wrong with an installation.")
+@json_option
+@click.pass_obj
+def doctor(session: Session, as_json: bool) -> int:
+    """Look at versions, packages, plugins, model, Redis and workers. Exit code 1 on errors."""
+    settings = session.settings()
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _packages,
+        lambda: _plugins(session, settings),
+        lambda: _model(settings),
+        lambda: _redis(session, settings),
+    )
+    findings = [finding for check in checks for finding in _guarded(check)]
+    if as_json:
+        print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        columns = ("check", "status", "detail", "hint")
+        print_table(columns, ([getattr(f, c) for c in columns] for f in findings))
+    return 1 if any(finding.status == "error" for finding in findings) else 0
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except GPTFlowError as error:
+        yield Finding(error.code, "error", error.message, error.hint)
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("python", "ok", sys.version.split()[0])
+    for name in ("gptflow", "celery", "redis", "pluggy", "click"):
+        yield Finding(name, "ok", importlib.metadata.version(name))
+    for name in ("torch", "transformers", "llguidance"):
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(
+                name,
+                "warning",
+                "not installed: this machine can enqueue, but not run a worker",
+                "pip install 'gptflow[runtime]'",
+            )
+    names = Counter(
+        dist.name.lower().replace("_", "-")
+        for dist in importlib.metadata.distributions()
+        if dist.name
+    )
+    for name, count in names.items():
+        if count > 1 and name.startswith("gptflow"):
+            yield Finding(
+                name, "error", f"installed {count} times", f"pip uninstall {name}, then install"
+            )
+
+
+def _plugins(session: Session, settings: Settings) -> Iterator[Finding]:
+    for info in session.registry(settings).plugins.values():
+        if info.error is None:
+            yield Finding(f"plugin {info.name}", "ok", ", ".join(info.tasks) or "no tasks")
+        else:
+            yield Finding(f"plugin {info.name}", "error", info.error.message, info.error.hint)
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    from gptflow.models import ModelStore
+
+    model = ModelStore(settings.cache_dir, offline=True).find(settings.model)
+    yield Finding("model", "ok", f"{model.name}, {model.size_bytes / 1e6:.0f} MB, {model.source}")
+
+
+def _redis(session: Session, settings: Settings) -> Iterator[Finding]:
+    if settings.broker_url is None:
+        yield Finding("redis", "warning", "none is configured", "gptflow up")
+        return
+    from gptflow.queue.health import inspect_server
+
+    server = inspect_server(settings)
+    yield Finding("redis", "ok", f"{server.description}, {server.round_trip_ms:.1f} ms")
+    if server.eviction != "noeviction":
+        yield Finding(
+            "redis eviction",
+            "error",
+            f"maxmemory-policy is {server.eviction}: jobs can vanish",
+            "redis-cli config set maxmemory-policy noeviction",
+        )
+    if not server.append_only:
+        yield Finding(
+            "redis persistence",
+            "warning",
+            "appendonly is off: a restart loses what is queued",
+            "redis-cli config set appendonly yes",
+        )
+    skew = abs(server.time - time.time())
+    if skew > 2:
+        yield Finding("clock", "warning", f"{skew:.1f} s apart from Redis", "run NTP on both")
+    with session.client() as client:
+        workers = client.transport.workers()
+    if not workers:
+        yield Finding("workers", "warning", "none is running", "gptflow worker")
+    for worker in workers:
+        yield Finding(
+            f"worker {worker.name}", "ok", f"{worker.model}, {worker.in_flight} in flight"
+        )

@@ -1,0 +1,85 @@
+"""`gptflow run`: one task, one input, the answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from gptflow.cli.inputs import read_input
+from gptflow.cli.session import (
+    Session,
+    console,
+    local_option,
+    model_option,
+    note,
+    print_json,
+)
+
+
+@click.command(short_help="Run a task on one input and print the answer.")
+@click.argument("task")
+@click.argument("input", required=False)
+@local_option
+@click.option("--stream", is_flag=True, help="Print the text as it is decoded.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the random draws.")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds to wait.")
+@model_option
+@click.pass_obj
+def run(
+    session: Session,
+    task: str,
+    input: str | None,
+    local: bool,
+    stream: bool,
+    as_json: bool,
+    seed: int | None,
+    timeout: float,
+    model: str | None,
+) -> int:
+    """Run TASK on INPUT: a text, a JSON object, - for standard input, @FILE.json, or
+    @examples for the sample that comes with the task."""
+    settings = session.settings(model=model)
+    value = read_input(task, input, session.registry(settings))
+    with session.client(local=local, model=model) as client:
+        job = client.submit(task, value, seed=seed, stream=stream, job_class="interactive")
+        try:
+            if stream:
+                for event in job.events(timeout=timeout):
+                    if event.kind == "delta" and event.sample == 0:
+                        click.echo(event.text, nl=False)
+                        sys.stdout.flush()
+                click.echo()
+            result = job.wait(timeout)
+        except KeyboardInterrupt:
+            job.cancel()
+            raise click.Abort from None
+    if as_json:
+        print_json(result.as_dict())
+        return 0 if result.ok else _exit_code(result)
+    output = result.unwrap()
+    if not stream:
+        _print_output(output)
+    if result.abstained:
+        note(f"abstained: {result.abstained}")
+    for warning in result.warnings:
+        note(f"warning: {warning}")
+    return 0
+
+
+def _exit_code(result: Any) -> int:
+    from gptflow.errors import JobFailed, from_info
+
+    return from_info(result.error).exit_code if result.error else JobFailed.exit_code
+
+
+def _print_output(output: Any) -> None:
+    """A text as text; anything else as JSON, coloured on a terminal."""
+    if isinstance(output, dict) and set(output) <= {"text", "texts", "finish"}:
+        click.echo(output["text"])
+    elif sys.stdout.isatty():
+        console().print_json(data=output, ensure_ascii=False)
+    else:
+        print_json(output)

@@ -1,0 +1,166 @@
+"""What the commands share: settings, a client, and the ways to print."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gptflow.client import Client
+    from gptflow.config import Settings
+    from gptflow.plugins import Registry
+
+PARTIAL = 9
+"""Exit code of a batch in which some rows failed."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+model_option = click.option("--model", help="Model to serve.  [default: the settings']")
+local_option = click.option(
+    "--local", is_flag=True, help="Run in this process: no Redis, no worker."
+)
+
+
+class Session:
+    """One call of the command line."""
+
+    def __init__(self, config: Path | None, *, redis_url: str | None, verbose: bool) -> None:
+        self._config = config
+        self._redis_url = redis_url
+        self.verbose = verbose
+
+    def settings(self, **flags: Any) -> Settings:
+        """The settings, with this call's flags on top."""
+        from gptflow import config
+
+        return config.load(self._config, **{"redis_url": self._redis_url} | flags)
+
+    @contextmanager
+    def client(self, *, local: bool = False, **flags: Any) -> Iterator[Client]:
+        """A client of the configured Redis, or of a worker inside this process.
+
+        Where no Redis is configured, the work is done here, and a note says so.
+        """
+        from gptflow.client import Client
+
+        settings = self.settings(**flags)
+        if not local and settings.broker_url is None:
+            note("No Redis is configured and `gptflow up` is not running: working in this process.")
+            local = True
+        if local:
+            self.registry(settings, warn=True)
+            settings = self.settings(**flags | {"redis_url": "memory://"})
+        with Client(settings=settings) as client:
+            yield client
+
+    def registry(self, settings: Settings, *, warn: bool = False) -> Registry:
+        """The loaded plugins. With `warn`, those that failed are named on standard error."""
+        registry = _load_registry(settings.plugins)
+        if settings.strict:
+            registry.require_all()
+        if warn:
+            for info in registry.plugins.values():
+                if info.error is not None:
+                    note(f"warning [{info.error.code}]: {info.error}")
+        return registry
+
+
+@functools.cache
+def _load_registry(only: tuple[str, ...] | None) -> Registry:
+    from gptflow.plugins import Registry
+
+    return Registry.load(only)
+
+
+def console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal; standard output stays the answer's."""
+    click.echo(message, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, for programs to read; Chinese stays readable."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
+    """A table as wide as the terminal; plain columns where the output is not one."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    if not sys.stdout.isatty():
+        out.width = max(out.width, 160)
+    out.print(table)
+
+
+@contextmanager
+def progress(title: str, total: int | None, unit: str = "rows") -> Iterator[Any]:
+    """A bar with rate and time left on a terminal; a line every few seconds elsewhere.
+
+    Yields a function to call with the number of units done so far.
+    """
+    if sys.stderr.isatty():
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
+        with Progress(*columns, TimeRemainingColumn(), console=console(stderr=True)) as bar:
+            task = bar.add_task(title, total=total, rate="")
+
+            def update(done: int) -> None:
+                speed = bar.tasks[0].speed
+                bar.update(task, completed=done, rate=f"{speed:.1f} {unit}/s" if speed else "")
+
+            yield update
+        return
+    with _plain_progress(title, total, unit) as report:
+        yield report
+
+
+@contextmanager
+def _plain_progress(title: str, total: int | None, unit: str) -> Iterator[Any]:
+    import time
+
+    started = last = time.monotonic()
+    count = 0
+
+    def line() -> None:
+        seconds = max(time.monotonic() - started, 1e-9)
+        of = f"/{total}" if total else ""
+        note(f"{title}: {count}{of} {unit}, {count / seconds:.1f} {unit}/s")
+
+    def update(done: int) -> None:
+        nonlocal count, last
+        count = done
+        if time.monotonic() - last >= 5:
+            last = time.monotonic()
+            line()
+
+    yield update
+    line()

@@ -1,0 +1,152 @@
+"""`gptflow submit`: one task on every row of a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from gptflow.cli.session import (
+    PARTIAL,
+    Session,
+    local_option,
+    model_option,
+    note,
+    print_json,
+    progress,
+)
+from gptflow.errors import ErrorInfo, InvalidInput
+
+if TYPE_CHECKING:
+    from gptflow.client import Client
+
+
+@click.command(short_help="Run a task on every row of a JSONL file.")
+@click.argument("task")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where results go.")
+@click.option("--wait", is_flag=True, help="Wait for the results; --out implies it.")
+@click.option("--tenant", default="default", show_default=True, help="Who the rows are for.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the random draws.")
+@click.option("--timeout", type=float, default=600.0, show_default=True, help="Longest silence.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@local_option
+@model_option
+@click.pass_obj
+def submit(
+    session: Session,
+    task: str,
+    file: str,
+    out: Path | None,
+    wait: bool,
+    tenant: str,
+    seed: int | None,
+    timeout: float,
+    as_json: bool,
+    local: bool,
+    model: str | None,
+) -> int:
+    """Run TASK on every row of FILE, a JSONL file of inputs or of {"custom_id", "input"}.
+
+    The output has one line a row, in the rows' order: custom_id, output, error, provenance.
+    A row that fails does not stop the others; the exit code is then 9.
+    """
+    rows, bad = _read_rows(file)
+    total = len(rows) + len(bad)
+    if not total:
+        raise InvalidInput(f"{file} has no rows.")
+    started = time.monotonic()
+    with session.client(local=local, model=model) as client:
+        if not rows:
+            lines = bad
+        else:
+            batch = client.submit_many(task, rows.values(), tenant=tenant, seed=seed)
+            if not (wait or out or local or client.settings.broker_url == "memory://"):
+                summary = {"batch": batch.id, "rows": len(rows), "bad_rows": len(bad)}
+                print_json(summary) if as_json else click.echo(batch.id)
+                return PARTIAL if bad else 0
+            try:
+                lines = bad | _collect(client, batch.id, rows, timeout)
+            except KeyboardInterrupt:
+                batch.cancel()
+                raise click.Abort from None
+    failed = sum(line["error"] is not None for line in lines.values())
+    with _open(out) as stream:
+        for number in sorted(lines):
+            stream.write(json.dumps(lines[number], ensure_ascii=False) + "\n")
+    seconds = time.monotonic() - started
+    if as_json and out:
+        print_json({"rows": total, "failed": failed, "seconds": round(seconds, 3)})
+    else:
+        note(
+            f"{total} rows: {total - failed} done, {failed} failed "
+            f"in {seconds:.1f} s ({total / seconds:.1f} rows/s)."
+        )
+    return PARTIAL if failed else 0
+
+
+def _collect(
+    client: Client, batch_id: str, rows: dict[int, Any], timeout: float
+) -> dict[int, dict[str, Any]]:
+    from gptflow.client import split_row
+
+    numbers = list(rows)
+    lines: dict[int, dict[str, Any]] = {}
+    with progress("Batch", len(rows)) as update:
+        for index, result in client.batch(batch_id).as_completed(timeout):
+            custom_id, _ = split_row(rows[numbers[index]], index)
+            wire = result.as_dict()
+            lines[numbers[index]] = {
+                "custom_id": custom_id,
+                "output": wire["output"],
+                "error": wire["error"],
+                "provenance": wire["provenance"],
+            }
+            update(len(lines))
+    return lines
+
+
+def _read_rows(file: str) -> tuple[dict[int, Any], dict[int, dict[str, Any]]]:
+    """The good rows, and an output line for each bad one, by line number."""
+    rows: dict[int, Any] = {}
+    bad: dict[int, dict[str, Any]] = {}
+    for number, line in _lines(file):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            bad[number] = _bad_row(number, f"Line {number} is not JSON: {error}.")
+            continue
+        if row is None:
+            bad[number] = _bad_row(number, f"Line {number} holds no input.")
+        else:
+            rows[number] = row
+    return rows, bad
+
+
+def _lines(file: str) -> Iterator[tuple[int, bytes]]:
+    stream = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115
+    with stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, line
+
+
+def _bad_row(number: int, message: str) -> dict[str, Any]:
+    error = ErrorInfo(InvalidInput.code, message)
+    return {
+        "custom_id": f"line-{number}",
+        "output": None,
+        "error": error.as_dict(),
+        "provenance": None,
+    }
+
+
+def _open(out: Path | None) -> IO[str]:
+    if out is None:
+        return click.open_file("-", "w")
+    return out.open("w", encoding="utf-8")

@@ -1,0 +1,177 @@
+"""`gptflow up`: everything in one command, and `--demo`: everything once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gptflow.cli.session import Session, model_option, note
+from gptflow.config import UP_FILE, Settings
+from gptflow.errors import GPTFlowError
+
+if TYPE_CHECKING:
+    from gptflow.client import Client
+
+READY_SECONDS = 180
+STOP_SECONDS = 20
+
+
+@click.command(short_help="Start Redis, a worker and the scheduler.")
+@click.option("--demo", is_flag=True, help="Run sample input through every plugin, then stop.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+@model_option
+@click.pass_obj
+def up(session: Session, demo: bool, workers: int, model: str | None) -> int:
+    """Start Redis, a worker and the scheduler, and stay up until interrupted.
+
+    Redis is the configured one, else a Redis or Valkey found on this machine, else the
+    one that comes with gptflow[demo]. While this runs, every other `gptflow` command and
+    `gptflow.Client()` find it without being told.
+    """
+    settings = session.settings(model=model)
+    _pull_model(settings)
+    with _started(settings, workers=workers, beat=not demo) as (client, processes):
+        if demo:
+            from gptflow.cli.demo import run_demo
+
+            return run_demo(session, client)
+        note("Ready. In another terminal: gptflow run text.chat 'Hello!'   (Ctrl-C stops)")
+        return _watch(processes)
+
+
+def _pull_model(settings: Settings) -> None:
+    """Have the model before the worker starts, so that its progress can be seen."""
+    if settings.model == "scripted" or Path(settings.model).is_dir():
+        return
+    from gptflow.cli.models import report_stages
+    from gptflow.models import ModelStore
+
+    store = ModelStore(settings.cache_dir, offline=settings.offline)
+    store.ensure(settings.model, progress=report_stages())
+
+
+@contextmanager
+def _started(
+    settings: Settings, *, workers: int, beat: bool
+) -> Iterator[tuple[Client, dict[str, subprocess.Popen[bytes]]]]:
+    """Server, workers and scheduler, until the block ends."""
+    from gptflow.client import Client
+    from gptflow.config import load
+    from gptflow.queue.embedded import EmbeddedServer
+
+    with ExitStack() as stack:
+        stack.enter_context(_interrupt_on_terminate())
+        url = settings.broker_url
+        if url is None:
+            server = stack.enter_context(EmbeddedServer(settings.data_dir / "redis"))
+            url = server.url
+            stack.enter_context(_announced(settings.data_dir, url))
+            note(f"Redis: {server.description}")
+        environment = {
+            **os.environ,
+            "GPTFLOW_REDIS_URL": url,
+            "GPTFLOW_MODEL": settings.model,
+        }
+        started = time.monotonic()
+        processes: dict[str, subprocess.Popen[bytes]] = {}
+        for number in range(1, workers + 1):
+            processes[f"worker {number}"] = stack.enter_context(_process("worker", environment))
+        if beat:
+            processes["beat"] = stack.enter_context(_process("beat", environment))
+        client = stack.enter_context(Client(settings=load(redis_url=url, model=settings.model)))
+        _wait_until_ready(client, processes, workers)
+        note(f"Worker: ready in {time.monotonic() - started:.1f} s with {settings.model}")
+        yield client, processes
+
+
+@contextmanager
+def _announced(data_dir: Path, url: str) -> Iterator[None]:
+    """Let `gptflow.config.load` find the server while it runs."""
+    path = data_dir / UP_FILE
+    data_dir.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({"url": url, "pid": os.getpid()}), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _process(command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A `gptflow` process of its own session, so that Ctrl-C reaches it through us alone."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptflow", command],
+        env=dict(environment),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                note(f"{command} did not stop in {STOP_SECONDS} s and was killed.")
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def _interrupt_on_terminate() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that no child outlives this process."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait_until_ready(
+    client: Client, processes: Mapping[str, subprocess.Popen[bytes]], workers: int
+) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while len(client.transport.workers()) < workers:
+        _require_alive(processes)
+        if time.monotonic() > deadline:
+            raise GPTFlowError(
+                f"No worker was ready after {READY_SECONDS} s.",
+                hint="Start one by hand to see why: `gptflow -v worker`.",
+            )
+        time.sleep(0.05)
+
+
+def _require_alive(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    for name, process in processes.items():
+        if process.poll() is not None:
+            raise GPTFlowError(
+                f"The {name} stopped with exit code {process.returncode}.",
+                hint="What it printed above says why.",
+            )
+
+
+def _watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> int:
+    """Stay until interrupted; a child that stops by itself ends everything."""
+    try:
+        while True:
+            _require_alive(processes)
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        note("Stopping.")
+        return 0
