@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(
+    chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)
+)
 _REMOVED = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # control characters
     "\u200b\u2060\ufeff"  # zero-width space, word joiner, byte-order mark
     "\u200e\u200f\u202a-\u202e\u2066-\u2069\u061c"  # bidirectional controls
-    "\ufdd0-\ufdef\ufffe\uffff]"  # noncharacters
+    f"{_NONCHARACTERS}]"
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

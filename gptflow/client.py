@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
 from gptflow import config
-from gptflow.envelope import Envelope, Item, new_id
+from gptflow.envelope import Envelope, new_id
 from gptflow.errors import InvalidInput
 from gptflow.job import Batch, Job
 from gptflow.request import JobClass
@@ -80,7 +82,7 @@ class Client:
         """
         if input is None:
             raise InvalidInput(f"Task {task!r} was given no input.")
-        envelope = Envelope(
+        envelope = Envelope.of(
             task=task,
             input=_as_json(input),
             key=key,
@@ -122,19 +124,23 @@ class Client:
         """Enqueue many items of one task, 64 a message.
 
         Args:
-            rows: bare inputs, or `{"custom_id": ..., "input": ...}`.
+            rows: bare inputs, with an `id` or without, or `{"custom_id": ..., "input": ...}`.
+
+        Raises:
+            BrokerUnavailable: Redis does not answer.
+            InvalidInput: there are no rows, or one of them is not JSON.
         """
         items = [
-            Item(index=index, custom_id=custom_id, input=_as_json(value))
+            {"index": index, "custom_id": custom_id, "input": _as_json(value)}
             for index, (custom_id, value) in enumerate(map(split_row, rows, itertools.count()))
         ]
         if not items:
             raise InvalidInput("The batch is empty.")
         record = BatchRecord(id=new_id("batch"), task=task, total=len(items), submitted=time.time())
         chunks = [
-            Envelope(
+            Envelope.of(
                 task=task,
-                items=tuple(items[start : start + ITEMS_PER_MESSAGE]),
+                items=items[start : start + ITEMS_PER_MESSAGE],
                 batch=record.id,
                 tenant=tenant,
                 job_class=job_class,
@@ -189,5 +195,7 @@ def split_row(row: Any, number: int) -> tuple[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    return dump(mode="json") if dump else value
+    try:
+        return to_jsonable_python(value)
+    except (PydanticSerializationError, ValueError) as error:
+        raise InvalidInput(f"The input is not JSON: {error}.") from None

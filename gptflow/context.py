@@ -198,6 +198,8 @@ class JobContext:
         per_item: Sequence[dict[str, Any]],
         baseline: Mapping[str, Any] | None,
     ) -> Scored:
+        head = dataclasses.replace(head, each=None)  # one request an item
+
         async def one(values: dict[str, Any]) -> Scored:
             rendered = await self._render(head, prompt, values)
             free = None if baseline is None else prompt.render({**values, **baseline})
@@ -251,11 +253,12 @@ class JobContext:
         )
         self._draws += 1
         # Tokenising a long prompt takes a while and needs no event loop.
-        future = await asyncio.to_thread(self._engine.submit, request)
+        submitted = asyncio.create_task(asyncio.to_thread(self._engine.submit, request))
         try:
-            raw = await asyncio.wrap_future(future)
+            raw = await asyncio.wrap_future(await asyncio.shield(submitted))
         except asyncio.CancelledError:
-            self._engine.cancel(request.id)
+            # A request that is still on its way to the engine is stopped once it is there.
+            submitted.add_done_callback(lambda _: self._engine.cancel(request.id))
             raise
         self._usage += raw.usage
         return raw

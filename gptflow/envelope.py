@@ -86,6 +86,19 @@ class Envelope(BaseModel):
                 f"Envelope version {data['v']!r} is not understood; this worker reads version 1.",
                 hint="Upgrade the worker.",
             )
+        return cls._checked(data)
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Make an envelope.
+
+        Raises:
+            InvalidInput: a field does not fit.
+        """
+        return cls._checked(fields)
+
+    @classmethod
+    def _checked(cls, data: Any) -> Self:
         try:
             return cls.model_validate(data)
         except ValidationError as error:

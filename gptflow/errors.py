@@ -36,6 +36,7 @@ trying again can help. A message says what happened and to which object; `hint` 
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -233,6 +234,24 @@ class SandboxUnavailable(EngineError):
     """Nothing on this machine can contain generated code, so none is run."""
 
     code = "GF710"
+
+
+def raised_at(error: BaseException, package: str) -> str:
+    """`file:line` that an exception comes from: the deepest that belongs to `package`.
+
+    Where none of the lines does, the deepest of all.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [
+        (frame, line)
+        for frame, line in frames
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package.partition(".")[0]
+    ]
+    for frame, line in (own or frames)[-1:]:
+        return f"{frame.f_code.co_filename}:{line}"
+    return "?"
 
 
 def _subclasses(cls: type[GPTFlowError]) -> Iterator[type[GPTFlowError]]:

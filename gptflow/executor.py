@@ -7,13 +7,20 @@ import dataclasses
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptflow.context import Job, JobContext, Map
-from gptflow.errors import GPTFlowError, InvalidOutput, JobCancelled, JobFailed, JobTimeout
+from gptflow.errors import (
+    GPTFlowError,
+    InvalidOutput,
+    JobCancelled,
+    JobFailed,
+    JobTimeout,
+    PluginError,
+    raised_at,
+)
 from gptflow.plugins import AnyTask, Registry
 from gptflow.request import Engine
 from gptflow.result import Result
@@ -57,12 +64,10 @@ class Executor:
         try:
             task = await self._ready_task(job.task)
             output = await self._run(task, job, context)
-        except asyncio.CancelledError:
-            raise
         except GPTFlowError as error:
             result = context.failure(error)
         except Exception as error:  # noqa: BLE001  a plugin may raise anything
-            result = context.failure(_unexpected(job.task, error))
+            result = context.failure(_unexpected(self.registry.task(job.task), error))
         else:
             result = context.success(output)
         return dataclasses.replace(result, timings={"running": time.perf_counter() - started})
@@ -76,10 +81,10 @@ class Executor:
         parsed = task.parse(job.input)
         seconds = None if job.deadline is None else job.deadline - time.time()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as limit:
                 output = await task.run(parsed, context)
         except TimeoutError:
-            if seconds is None:
+            if not limit.expired():
                 raise  # the task's own
             raise JobTimeout(f"Job {job.id} did not end before its deadline.") from None
         if not isinstance(output, task.output_type):
@@ -104,7 +109,10 @@ class Executor:
             except GPTFlowError:
                 raise
             except Exception as error:
-                raise _unexpected(name, error, during="setup") from error
+                where = raised_at(error, type(task).__module__)
+                raise PluginError(
+                    f"Task {name!r}: setup raised {type(error).__name__}: {error} ({where})."
+                ) from error
             self._ready.add(name)
         return task
 
@@ -114,13 +122,12 @@ def cancelled(job_id: str, task: str) -> Result:
     return Result.failure(job_id, task, JobCancelled(f"Job {job_id} was cancelled."))
 
 
-def _unexpected(task: str, error: Exception, *, during: str = "run") -> GPTFlowError:
-    """An exception of a plugin's code, with the line; the traceback goes to the log.
+def _unexpected(task: AnyTask, error: Exception) -> JobFailed:
+    """An exception of a plugin's code, with the line; the traceback goes to the debug log.
 
     The message names the exception's type only: its text may quote the input.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
-    logger.error("Task %s: %s in %s at %s", task, type(error).__name__, during, where)
-    logger.debug("Task %s", task, exc_info=error)
-    return JobFailed(f"Task {task!r} raised {type(error).__name__} at {where}.")
+    where = raised_at(error, type(task).__module__)
+    logger.error("Task %s: %s at %s", task.name, type(error).__name__, where)
+    logger.debug("Task %s", task.name, exc_info=error)
+    return JobFailed(f"Task {task.name!r} raised {type(error).__name__} at {where}.")

@@ -69,7 +69,7 @@ async def render(
         return rendered, False
     if fits(engine, head, rendered):
         return rendered, False
-    require(engine, head, prompt.render({**variables, field: ""}), task)
+    require(engine, head, prompt.render({**variables, field: variables[field].strip()[:1]}), task)
     shortened = await asyncio.to_thread(_shorten, engine, head, prompt, variables, field)
     return shortened, True
 
@@ -78,8 +78,8 @@ def _shorten(
     engine: Engine, head: Head, prompt: Prompt, variables: Mapping[str, Any], field: str
 ) -> RenderedPrompt:
     """The prompt with as much of `field` as fits, found by bisection."""
-    text = str(variables[field])
-    best = prompt.render({**variables, field: ""})
+    text = str(variables[field]).strip()  # a part that is all blanks might render to nothing
+    best = prompt.render({**variables, field: text[:1]})
     # Even repetitive text rarely packs more than 32 characters in a token; trying no more
     # than that keeps a megabyte of input from being tokenised over and over.
     low, high = 1, min(len(text), 32 * room(engine, head))

@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import inspect
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from gptflow import hookspecs
-from gptflow.errors import DuplicateTask, GPTFlowError, PluginError, PluginLoadError, TaskNotFound
+from gptflow.errors import (
+    DuplicateTask,
+    GPTFlowError,
+    PluginError,
+    PluginLoadError,
+    TaskNotFound,
+    raised_at,
+)
 from gptflow.task import Task
 
 if TYPE_CHECKING:
@@ -97,16 +104,18 @@ class Registry:
         Raises:
             PluginError: it broke its contract; nothing of it stays.
         """
-        self._manager.register(plugin, name)
+        if self._manager.has_plugin(name) or self._manager.is_registered(plugin):
+            raise PluginError(f"Plugin {name!r} is registered already.")
         staged = _Staged(self, name)
         try:
+            self._manager.register(plugin, name)
             self._check_hooks(name)
             staged.collect(self._hooks_of(name))
         except Exception as error:
             self._manager.unregister(name=name)
             if isinstance(error, PluginError):
                 raise
-            raise _load_error(name, error) from error
+            raise _load_error(name, _module_name(plugin), error) from error
         staged.commit()
         hooks = tuple(sorted(call.name for call in self._manager.get_hookcallers(plugin) or ()))
         info = self.plugins.get(name) or PluginInfo(name=name, module=_module_name(plugin))
@@ -162,7 +171,7 @@ class Registry:
             self.plugins[entry_point.name] = dataclasses.replace(info, error=error)
         except Exception as error:  # noqa: BLE001  importing a plugin may raise anything
             self.plugins[entry_point.name] = dataclasses.replace(
-                info, error=_load_error(entry_point.name, error)
+                info, error=_load_error(entry_point.name, entry_point.module, error)
             )
 
     def _check_hooks(self, name: str) -> None:
@@ -171,8 +180,10 @@ class Registry:
             options = self._manager.parse_hookimpl_opts(plugin, attribute)
             if options is not None and not hasattr(hookspecs, options["specname"] or attribute):
                 known = [hook for hook in vars(hookspecs) if hook.startswith(("register_", "on_"))]
+                code = inspect.unwrap(getattr(plugin, attribute)).__code__
                 raise PluginLoadError(
-                    f"Plugin {name!r} implements {attribute!r}, which is not a hook.",
+                    f"Plugin {name!r} implements {attribute!r}, which is not a hook "
+                    f"({code.co_filename}:{code.co_firstlineno}).",
                     hint=_suggest(attribute, known) or f"The hooks are {', '.join(known)}.",
                 )
 
@@ -217,8 +228,10 @@ class _Staged:
         if not isinstance(task, Task):
             given = task.__name__ if isinstance(task, type) else type(task).__name__
             hint = f"Write `register({given}())`." if isinstance(task, type) else None
+            caller = traceback.extract_stack(limit=2)[0]
             raise PluginLoadError(
-                f"Plugin {self._plugin!r} registered {given!r}, which is not a Task instance.",
+                f"Plugin {self._plugin!r} registered {given!r}, which is not a Task instance "
+                f"({caller.filename}:{caller.lineno}).",
                 hint=hint,
             )
         task.check()
@@ -253,19 +266,8 @@ def _module_name(plugin: object) -> str:
     return getattr(plugin, "__name__", None) or type(plugin).__module__
 
 
-def _load_error(plugin: str, error: Exception) -> PluginLoadError:
-    """Name the plugin and the line that raised: the deepest that is not a library's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_library(frame.filename)]
-    where = f"{own[-1].filename}:{own[-1].lineno}" if own else "its import"
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f"{error.filename}:{error.lineno}"
+def _load_error(plugin: str, module: str, error: Exception) -> PluginLoadError:
     return PluginLoadError(
-        f"Plugin {plugin!r} failed to load: {type(error).__name__}: {error} ({where})."
+        f"Plugin {plugin!r} failed to load: {type(error).__name__}: {error} "
+        f"({raised_at(error, module)})."
     )
-
-
-def _is_library(filename: str) -> bool:
-    framework = str(Path(__file__).resolve().parent)
-    parts = ("site-packages", "importlib", "<frozen", "lib/python")
-    return filename.startswith(framework) or any(part in filename for part in parts)

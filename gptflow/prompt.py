@@ -29,7 +29,7 @@ Role = Literal["system", "user", "assistant"]
 # Unicode noncharacters: no text holds them on purpose, and data is stripped of them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
-_TURN = re.compile(r"^(system|user|assistant):[ \t]*(?:\n|\Z)", re.MULTILINE)
+_TURN = re.compile(r"^(system|user|assistant):[ \t]*(\n|\Z)", re.MULTILINE)
 
 CONTENT_FREE = "N/A"
 """What stands for every piece of data in a content-free prompt."""
@@ -134,7 +134,8 @@ class Prompt:
         """Read the template file, if this prompt is one, and check its syntax.
 
         Raises:
-            PromptError: the file is missing, or the template does not parse.
+            PromptError: the file is missing, the template does not parse, or it does not use
+                the variable that is to give way.
         """
         if self._source is None:
             assert self.path is not None
@@ -145,7 +146,11 @@ class Prompt:
                     f"Prompt file {self.path!r} does not exist.", hint=f"Create {candidates[0]}."
                 )
             self._source = found.read_text(encoding="utf-8")
-        self._variables  # noqa: B018  parses the template, so that a mistake shows now
+        if self.truncate is not None and self.truncate not in self._variables:
+            raise PromptError(
+                f"Prompt {self._label} is to truncate {self.truncate!r}, which it does not use.",
+                hint=f"Its variables are {', '.join(sorted(self._variables)) or '(none)'}.",
+            )
 
     @property
     def source(self) -> str:
@@ -180,6 +185,9 @@ class Prompt:
             marked = self._template.render(variables)
         except TemplateError as error:
             raise PromptError(f"Prompt {self._label}: {error}.") from error
+        except Exception as error:
+            # Named by its type only: its text may quote the data.
+            raise PromptError(f"Prompt {self._label} raised {type(error).__name__}.") from error
         messages = _split_turns(list(_split_marks(marked)))
         if not any(segment.text.strip() for message in messages for segment in message.segments):
             raise PromptError(f"Prompt {self._label} rendered to nothing.")
@@ -238,24 +246,33 @@ def _split_marks(text: str) -> Iterator[Segment]:
 
     Data is marked by its outermost pair: what a macro or a `{% set %}` block returns holds
     marks of its own, which `_mark` removes before it adds one pair around the whole.
+
+    Raises:
+        PromptError: a mark has lost its partner, so that who wrote what cannot be told.
     """
     for index, part in enumerate(re.split(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}", text)):
-        if part:
-            yield Segment(part, trusted=index % 2 == 0)
+        if _MARKS.search(part):
+            raise PromptError(
+                "A `{% filter %}` block of the prompt tears a variable apart.",
+                hint="Filter the variable itself: `{{ text | truncate(100) }}`.",
+            )
+        yield Segment(part, trusted=index % 2 == 0)
 
 
 def _split_turns(segments: list[Segment]) -> tuple[Message, ...]:
     """Group segments into turns at the role lines in trusted text."""
     turns: list[tuple[Role | None, list[Segment]]] = [(None, [])]
     at_line_start = True
-    for segment in segments:
+    for index, segment in enumerate(segments):
         if not segment.trusted:
             turns[-1][1].append(segment)
-            at_line_start = False  # a line that data began cannot be a role line
+            at_line_start = False  # a line that data is part of, even empty data, is no role line
             continue
         position = 0
         for match in _TURN.finditer(segment.text):
             if match.start() == 0 and not at_line_start:
+                continue
+            if not match.group(2) and index < len(segments) - 1:
                 continue
             if before := segment.text[position : match.start()]:
                 turns[-1][1].append(Segment(before, True))
@@ -265,7 +282,7 @@ def _split_turns(segments: list[Segment]) -> tuple[Message, ...]:
             turns[-1][1].append(Segment(rest, True))
         at_line_start = segment.text.endswith("\n")
     if len(turns) == 1:
-        return (Message(None, tuple(turns[0][1])),)
+        return (Message(None, tuple(segment for segment in turns[0][1] if segment.text)),)
     _, first_segments = turns[0]
     if any(segment.text.strip() for segment in first_segments):
         turns[0] = ("system", first_segments)
@@ -280,7 +297,7 @@ def _split_turns(segments: list[Segment]) -> tuple[Message, ...]:
 
 def _trim(segments: list[Segment], *, end: bool) -> tuple[Segment, ...]:
     """Drop the blank space around a turn that comes from the template's layout."""
-    parts = list(segments)
+    parts = [segment for segment in segments if segment.text]
     if parts and parts[0].trusted:
         parts[0] = Segment(parts[0].text.lstrip(), True)
     if end and parts and parts[-1].trusted:

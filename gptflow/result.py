@@ -84,11 +84,15 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read the wire form; fields that this version does not know are left out."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {name: value for name, value in data.items() if name in known}
+        values = _known(cls, data)
         if values.get("error") is not None:
-            values["error"] = ErrorInfo(**values["error"])
+            values["error"] = ErrorInfo(**_known(ErrorInfo, values["error"]))
         if values.get("provenance") is not None:
-            values["provenance"] = Provenance(**values["provenance"])
+            values["provenance"] = Provenance(**_known(Provenance, values["provenance"]))
         values["warnings"] = tuple(values.get("warnings", ()))
         return cls(**values)
+
+
+def _known(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in data.items() if name in names}

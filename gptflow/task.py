@@ -232,14 +232,21 @@ class Task(abc.ABC, Generic[In, RawT, Out]):
 
     input_type: ClassVar[type[Input]]
     output_type: ClassVar[type[Output]]
+    _types: ClassVar[tuple[Any, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in getattr(cls, "__orig_bases__", ()):
-            if isinstance(get_origin(base), type) and issubclass(get_origin(base), Task):
-                given = get_args(base)
-                if isinstance(given[0], type) and isinstance(given[2], type):
-                    cls.input_type, cls.output_type = given[0], given[2]
+        for base in vars(cls).get("__orig_bases__", ()):
+            origin = get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, Task):
+                # A base between this class and Task may leave some types open, in any order.
+                open_types = cast(Any, origin).__parameters__
+                given = dict(zip(open_types, get_args(base), strict=True))
+                types = open_types if origin is Task else origin._types
+                cls._types = tuple(given.get(each, each) for each in types)
+                input, _, output = cls._types
+                if isinstance(input, type) and isinstance(output, type):
+                    cls.input_type, cls.output_type = input, output
 
     def setup(self, ctx: Setup) -> None:
         """Load what the task needs, once per worker, before its first job."""
@@ -279,14 +286,20 @@ class Task(abc.ABC, Generic[In, RawT, Out]):
 
     @property
     def directory(self) -> Path:
-        """The folder of the module that defines the task."""
-        return Path(inspect.getfile(type(self))).resolve().parent
+        """The folder of the module that defines the task; in a notebook, the working one."""
+        try:
+            return Path(inspect.getfile(type(self))).resolve().parent
+        except (OSError, TypeError):
+            return Path.cwd()
 
     @property
     def location(self) -> str:
         """`file:line` of the class, for error messages."""
-        path = inspect.getfile(type(self))
-        return f"{path}:{inspect.getsourcelines(type(self))[1]}"
+        try:
+            path, (_, line) = inspect.getfile(type(self)), inspect.getsourcelines(type(self))
+        except (OSError, TypeError):
+            return f"{type(self).__module__}.{type(self).__qualname__}"
+        return f"{path}:{line}"
 
     def prompts(self) -> dict[str, Prompt]:
         """Every prompt that is an attribute of the class, by attribute name."""
@@ -313,6 +326,12 @@ class Task(abc.ABC, Generic[In, RawT, Out]):
                 f"{cls.__name__} at {self.location} does not name its types.",
                 hint="Write `class X(Task[MyInput, Generated, MyOutput])`.",
             )
+        for given, base in ((cls.input_type, Input), (cls.output_type, Output)):
+            if not issubclass(given, base):
+                raise PluginError(
+                    f"{cls.__name__} at {self.location} takes {given.__name__} for its "
+                    f"{base.__name__.lower()}, which is not a subclass of gptflow.{base.__name__}."
+                )
         for prompt in self.prompts().values():
             prompt.bind(self.directory)
         if self.prompt is not None and (known := self._variables()) is not None:

@@ -282,12 +282,28 @@ def _least_value(schema: Mapping[str, Any], root: Mapping[str, Any] | None = Non
                 name: _least_value(properties[name], root) for name in schema.get("required", ())
             }
         case "array":
-            return [_least_value(schema["items"], root) for _ in range(schema.get("minItems", 0))]
+            first = list(schema.get("prefixItems", ()))
+            more = schema.get("minItems", 0) - len(first)
+            return [_least_value(item, root) for item in first + [schema.get("items", {})] * more]
         case "string":
             return "x" * schema.get("minLength", 0)
         case "integer" | "number":
-            return schema.get("minimum", 0)
+            return _least_number(schema)
         case "boolean":
             return False
         case _:
             return None
+
+
+def _least_number(schema: Mapping[str, Any]) -> Any:
+    """The bound nearest to what the schema allows below, or else 0, or what it allows above."""
+    if "exclusiveMinimum" in schema:
+        step = schema.get("multipleOf", 1)
+        bound = schema["exclusiveMinimum"] + step
+        limit = schema.get("maximum", schema.get("exclusiveMaximum", bound))
+        return bound if bound <= limit else (schema["exclusiveMinimum"] + limit) / 2
+    if "minimum" in schema:
+        return schema["minimum"]
+    if "exclusiveMaximum" in schema:
+        return min(0, schema["exclusiveMaximum"] - 1)
+    return min(0, schema.get("maximum", 0))
