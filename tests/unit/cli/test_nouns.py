@@ -1,0 +1,146 @@
+"""The commands that list, show and check."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptflow import cli
+
+
+def test_help_lists_every_command_without_importing_one(gptflow: Any) -> None:
+    out = gptflow("--help").out
+    assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(gptflow: Any, name: str) -> None:
+    outcome = gptflow(name, "--help")
+    assert outcome.code == 0
+    assert "Usage: gptflow" in outcome.out
+
+
+def test_the_exit_codes_in_the_help_are_those_of_the_errors(gptflow: Any) -> None:
+    from gptflow.errors import GPTFlowError
+
+    out = gptflow("--help").out
+
+    def walk(error: type[GPTFlowError]) -> None:
+        assert f" {error.exit_code} " in out
+        for child in error.__subclasses__():
+            walk(child)
+
+    walk(GPTFlowError)
+
+
+def test_plugins_list_shows_the_built_in_tasks(gptflow: Any) -> None:
+    rows = {row["name"]: row for row in gptflow("plugins", "list", "--json").json}
+    assert "text.chat" in rows["text"]["tasks"]
+    assert rows["text"]["error"] is None
+    assert "text.chat" in gptflow("plugins", "list").out
+
+
+def test_plugins_show_gives_a_tasks_schemas_and_a_call_that_works(gptflow: Any) -> None:
+    [shown] = gptflow("plugins", "show", "text.classify", "--json").json
+    assert "labels" in shown["input"]["properties"]
+    assert shown["try"].startswith("gptflow run text.classify")
+    assert "labels: list of string (required)" in gptflow("plugins", "show", "text.classify").out
+
+
+def test_plugins_show_names_what_does_not_exist(gptflow: Any) -> None:
+    assert gptflow("plugins", "show", "text.classfy").code == 4
+
+
+def test_config_show_says_where_a_value_comes_from(
+    gptflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gptflow.toml").write_text("slots = 5\n")
+    monkeypatch.setenv("GPTFLOW_REDIS_URL", "redis://:s3cret@localhost/0")
+    outcome = gptflow("config", "show", "--json")
+    rows = {row["name"]: row for row in outcome.json}
+    assert (rows["slots"]["value"], rows["slots"]["source"]) == (5, "gptflow.toml")
+    assert rows["redis_url"]["source"] == "GPTFLOW_REDIS_URL"
+    assert "s3cret" not in outcome.out
+    assert "gptflow.toml" in gptflow("config", "show").out
+
+
+def test_config_check_refuses_a_misspelt_name(gptflow: Any, tmp_path: Path) -> None:
+    assert gptflow("config", "check").code == 0
+    (tmp_path / "other.toml").write_text("slotz = 5\n")
+    outcome = gptflow("-c", "other.toml", "config", "check")
+    assert outcome.code == 10
+    assert "Did you mean 'slots'?" in outcome.err
+
+
+def test_a_running_up_is_found_without_being_told(gptflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    record = tmp_path / "data" / "up.json"
+    record.write_text(json.dumps({"url": "redis://127.0.0.1:1/0", "pid": os.getpid()}))
+    rows = {row["name"]: row for row in gptflow("config", "show", "--json").json}
+    assert rows["redis_url"]["source"] == "gptflow up"
+    record.write_text(json.dumps({"url": "redis://127.0.0.1:1/0", "pid": 2**30}))
+    rows = {row["name"]: row for row in gptflow("config", "show", "--json").json}
+    assert rows["redis_url"]["source"] == "default"
+
+
+def test_models_show_says_what_to_type_for_a_model_that_is_not_there(
+    gptflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    assert gptflow("models", "list", "--json").json == []
+    outcome = gptflow("models", "show", "smollm2-135m-instruct")
+    assert outcome.code == 6
+    assert "gptflow models pull smollm2-135m-instruct" in outcome.err
+
+
+@pytest.mark.model
+def test_models_show_gives_the_folder(gptflow: Any) -> None:
+    model = gptflow("models", "show", "smollm2-135m-instruct", "--json").json
+    assert (Path(model["path"]) / "model.safetensors").is_file()
+    listed = gptflow("models", "list", "--json").json
+    assert model["name"] in [row["name"] for row in listed]
+
+
+def test_completion_prints_a_script(gptflow: Any) -> None:
+    assert "_GPTFLOW_COMPLETE" in gptflow("completion", "bash").out
+
+
+def test_doctor_looks_at_packages_and_plugins(
+    gptflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    outcome = gptflow("doctor", "--json")
+    found = {finding["check"]: finding for finding in outcome.json}
+    assert found["python"]["status"] == "ok"
+    assert found["plugin text"]["status"] == "ok"
+    assert found["redis"]["status"] == "warning"
+    assert found["GF601"]["status"] == "error"
+    assert outcome.code == 1
+    assert "gptflow models pull" in gptflow("doctor").out
+
+
+def test_plugins_check_finds_nothing_wrong_with_the_built_in_tasks(gptflow: Any) -> None:
+    outcome = gptflow("plugins", "check", "text", "--json")
+    assert outcome.code == 0, outcome.out
+
+
+def test_plugins_new_writes_a_package_and_says_what_to_type_next(
+    gptflow: Any, tmp_path: Path
+) -> None:
+    outcome = gptflow("plugins", "new", "mood", "--head", "choose")
+    assert outcome.code == 0
+    assert (tmp_path / "mood" / "pyproject.toml").is_file() or list(tmp_path.glob("*/pyproject.toml"))
+    assert len(outcome.out.partition("Next:\n")[2].strip().splitlines()) == 3
+
+
+def test_a_broken_pipe_is_not_an_error(gptflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("gptflow.cli.cli.main", broken)
+    monkeypatch.setattr("sys.stderr.close", lambda: None, raising=False)
+    assert gptflow("--help").code == 0

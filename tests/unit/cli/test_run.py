@@ -1,0 +1,99 @@
+"""`gptflow run`: how inputs are given, and what comes out."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_a_text_is_answered_with_a_text(gptflow: Any) -> None:
+    outcome = gptflow("run", "text.chat", "Hello", "--local")
+    assert (outcome.code, outcome.out) == (0, "A scripted answer.\n")
+
+
+def test_json_is_the_whole_result_with_its_provenance(gptflow: Any) -> None:
+    result = gptflow("run", "text.chat", "Hello", "--json", "--local", "--seed", "7").json
+    assert result["state"] == "done"
+    assert result["output"]["text"] == "A scripted answer."
+    assert result["provenance"]["model"]["id"] == "scripted"
+    assert result["provenance"]["seed"] == 7
+    assert result["v"] == 1
+
+
+def test_without_redis_the_work_is_done_here_and_a_note_says_so(gptflow: Any) -> None:
+    outcome = gptflow("run", "text.chat", "Hello")
+    assert outcome.code == 0
+    assert "working in this process" in outcome.err
+
+
+def test_a_json_object_is_the_input_itself(gptflow: Any) -> None:
+    given = json.dumps({"text": "good", "labels": ["yes", "no"]})
+    outcome = gptflow("run", "text.classify", given, "--local")
+    assert outcome.json["label"] in ("yes", "no")
+
+
+def test_a_file_is_named_with_an_at_sign(gptflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text(json.dumps({"text": "a", "items": ["b", "c"]}))
+    assert len(gptflow("run", "text.score", "@in.json", "--local").json["scores"]) == 2
+
+
+def test_a_dash_reads_standard_input(gptflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello"))
+    assert gptflow("run", "text.chat", "-", "--local").code == 0
+
+
+def test_streaming_prints_the_same_text(gptflow: Any) -> None:
+    assert gptflow("run", "text.chat", "Hi", "--stream", "--local").out == "A scripted answer.\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("text.chat", "   "), 3, "GF301"),
+        (("text.chta", "Hi"), 4, "Did you mean 'text.chat'?"),
+        (("text.chat", '{"mesages": []}'), 3, "Did you mean 'messages'?"),
+        (("text.chat", "@nothing.json"), 3, "nothing.json cannot be read"),
+        (("text.chat", '{"messages": [}'), 3, "looks like JSON"),
+    ],
+)
+def test_a_mistake_is_named_and_has_an_exit_code_of_its_own(
+    gptflow: Any, args: tuple[str, ...], code: int, says: str
+) -> None:
+    outcome = gptflow("run", *args, "--local")
+    assert outcome.code == code
+    assert says in outcome.err
+    assert outcome.out == ""
+
+
+def test_with_json_a_failure_is_a_result_too(gptflow: Any) -> None:
+    outcome = gptflow("run", "text.chat", "  ", "--local", "--json")
+    assert outcome.code == 3
+    assert outcome.json["state"] == "failed"
+    assert outcome.json["error"]["code"] == "GF301"
+
+
+def test_code_that_begins_with_a_brace_is_text(gptflow: Any) -> None:
+    assert gptflow("run", "text.generate", "{ int x = 1; }", "--local").code == 0
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(gptflow: Any) -> None:
+    outcome = gptflow("plugns")
+    assert outcome.code == 2
+    assert "Did you mean 'plugins'?" in outcome.err
+
+
+def test_an_unknown_option_is_answered_with_the_nearest(gptflow: Any) -> None:
+    outcome = gptflow("run", "text.chat", "Hi", "--strem")
+    assert outcome.code == 2
+    assert "--stream" in outcome.err
+
+
+def test_a_dead_redis_is_named_and_never_replaced(gptflow: Any) -> None:
+    outcome = gptflow("--redis", "redis://:s3cret@127.0.0.1:1/0", "run", "text.chat", "Hi")
+    assert outcome.code == 5
+    assert "127.0.0.1:1" in outcome.err
+    assert "s3cret" not in outcome.err
