@@ -1,0 +1,145 @@
+"""Attention over slots: what the model calls in place of its own attention.
+
+The model runs unmodified on one packed row of tokens from many sequences. It hands its
+(already rotated) keys and values to `attend`, which writes them to the slots and lets every
+row see its own sequence. `Pack` says which row belongs where; it reaches `attend` as a keyword
+argument that the model passes through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own custom
+from transformers import AttentionInterface
+
+NAME = "gptflow"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decode:
+    """The first `rows` rows: one new token for each of as many sequences.
+
+    They attend together over a block of slots: `slots` picks it from the cache, a slice
+    where the slots lie close together (no copy), else their numbers.
+
+    Attributes:
+        place: each row's place in the block, `[rows]`; None if they are the same.
+        size: slots in the block.
+        length: tokens of the longest sequence.
+        mask: `[size, 1, 1, length]`, added to the scores.
+    """
+
+    rows: int
+    slots: slice | torch.Tensor
+    place: torch.Tensor | None
+    size: int
+    length: int
+    mask: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """Rows `start:stop`: several tokens of one sequence, which then has `length`.
+
+    Attributes:
+        mask: `[stop - start, length]`, added to the scores; None for a sequence's very
+            first tokens, which only need to be causal.
+    """
+
+    start: int
+    stop: int
+    slot: int
+    length: int
+    mask: torch.Tensor | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pack:
+    """Where the rows of one step belong.
+
+    Attributes:
+        keys, values: the cache, per layer `[slots, kv heads, tokens, width]`.
+        slot, index: per row, the slot and the place in it to write to.
+    """
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+    slot: torch.Tensor
+    index: torch.Tensor
+    decode: Decode | None
+    spans: tuple[Span, ...]
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # None: no mask is registered under our name
+    *,
+    pack: Pack,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """One layer's attention.
+
+    Args:
+        query: `[1, heads, rows, width]`.
+        key, value: `[1, kv heads, rows, width]`.
+
+    Returns:
+        `[1, rows, heads, width]`, and no attention weights.
+    """
+    keys, values = pack.keys[module.layer_idx], pack.values[module.layer_idx]
+    keys[pack.slot, :, pack.index] = key[0].transpose(0, 1)
+    values[pack.slot, :, pack.index] = value[0].transpose(0, 1)
+    out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
+    if pack.decode is not None:
+        rows = pack.decode.rows
+        out[:rows] = _decode(pack.decode, query[0, :, :rows], keys, values, scaling)
+    for span in pack.spans:
+        attended = F.scaled_dot_product_attention(
+            query[:, :, span.start : span.stop],
+            keys[span.slot : span.slot + 1, :, : span.length],
+            values[span.slot : span.slot + 1, :, : span.length],
+            attn_mask=span.mask,
+            is_causal=span.mask is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+        out[span.start : span.stop] = attended[0].transpose(0, 1)
+    return out[None], None
+
+
+def _decode(
+    decode: Decode,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of single new tokens, `[heads, rows, width]` to `[rows, heads, width]`."""
+    heads, rows, width = query.shape
+    kv_heads = keys.shape[1]
+    # Query heads that share a key-value head become rows of one small matrix product.
+    grouped = query.transpose(0, 1).reshape(rows, kv_heads, heads // kv_heads, width)
+    if decode.place is not None:
+        block = grouped.new_zeros(decode.size, *grouped.shape[1:])
+        block[decode.place] = grouped
+        grouped = block
+    attended = F.scaled_dot_product_attention(
+        grouped,
+        keys[decode.slots, :, : decode.length],
+        values[decode.slots, :, : decode.length],
+        attn_mask=decode.mask,
+        scale=scaling,
+    )
+    if decode.place is not None:
+        attended = attended[decode.place]
+    return attended.reshape(rows, heads, -1)
+
+
+AttentionInterface.register(NAME, attend)

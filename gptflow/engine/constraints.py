@@ -1,0 +1,109 @@
+"""Constraints: JSON schemas enforced while decoding, by llguidance."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptflow.engine.tokenizer import Vocabulary
+from gptflow.errors import EngineError, InvalidGrammar, MissingDependency
+
+# One space after comma and colon, none elsewhere: how most JSON in training data looks, and
+# no room for a model to go on with white space for ever.
+_LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_KEPT = 256
+
+
+class Constraint:
+    """What a grammar admits next, for one sequence."""
+
+    def __init__(self, matcher: Any, size: int) -> None:
+        self._matcher = matcher
+        self._size = size
+
+    @property
+    def complete(self) -> bool:
+        """The text is whole and nothing may follow it."""
+        return bool(self._matcher.is_stopped())
+
+    def mask(self) -> torch.Tensor:
+        """The tokens that may come next, `[vocabulary]` of bool."""
+        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        bits = np.unpackbits(packed, bitorder="little", count=self._size)
+        return torch.from_numpy(bits).bool()
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Take tokens that `mask` or `forced` allowed."""
+        self._matcher.consume_tokens(list(tokens))
+        self._check()
+
+    def forced(self) -> list[int]:
+        """The tokens that alone can come next, taken already; none if there is a choice."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        if tokens:
+            self.advance(tokens)
+        return tokens
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EngineError(f"The grammar failed while decoding: {self._matcher.get_error()}.")
+
+
+class Grammars:
+    """Compiles schemas for one vocabulary and keeps the ones last used. Thread-safe."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+        self._compiled: OrderedDict[str, Any] = OrderedDict()
+
+    def constraint(self, schema: Mapping[str, Any]) -> Constraint:
+        """A fresh constraint for a JSON Schema.
+
+        Raises:
+            InvalidGrammar: the schema cannot be enforced.
+            MissingDependency: llguidance is not installed.
+        """
+        try:
+            key = json.dumps(schema)
+        except (TypeError, ValueError) as error:
+            raise InvalidGrammar(f"The schema is not JSON: {error}.") from None
+        with self._lock:
+            matcher = self._compiled.get(key)
+            if matcher is None:
+                matcher = self._compiled[key] = self._compile(key)
+                if len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+            else:
+                self._compiled.move_to_end(key)
+            return Constraint(matcher.deep_copy(), self._vocabulary.size)
+
+    def _compile(self, schema: str) -> Any:
+        try:
+            from llguidance import LLMatcher, LLTokenizer
+        except ImportError:
+            raise MissingDependency(
+                "The Json head needs llguidance.", hint='pip install "gptflow[runtime]"'
+            ) from None
+        if self._tokenizer is None:
+            self._tokenizer = LLTokenizer(
+                self._vocabulary.json,
+                n_vocab=self._vocabulary.size,
+                eos_token=sorted(self._vocabulary.eos_ids) or None,
+            )
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(schema, defaults=_LAYOUT)
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        except ValueError as error:
+            raise InvalidGrammar(f"The schema cannot be enforced: {error}.") from None
+        if matcher.is_error():
+            raise InvalidGrammar(f"The schema cannot be enforced: {matcher.get_error()}.")
+        return matcher

@@ -1,0 +1,190 @@
+"""Loading: a model folder to a running engine, or a refusal that says what would work."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from gptflow.engine.engine import TorchEngine
+from gptflow.engine.runner import Runner
+from gptflow.engine.sequence import Chunk, Sequence
+from gptflow.engine.slots import KVSlots
+from gptflow.engine.tokenizer import Vocabulary
+from gptflow.errors import ConfigError, ModelCorrupt, ModelNotFound, UnsupportedModel
+from gptflow.request import ModelInfo
+
+log = logging.getLogger(__name__)
+
+_WORKS = "GPT-2, Llama, SmolLM2, Qwen2, Qwen3, Mistral and Gemma 3 models are served."
+_ROPE = ("default", "linear", "llama3", "yarn")
+# Settings by which a model scales or caps its logits or attention scores.
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale")
+_TEST_TOKENS = 12
+_TEST_SIMILARITY = 0.99
+
+
+def load(
+    folder: str | Path,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    slots: int = 64,
+    slot_tokens: int = 2048,
+    threads: int | None = None,
+    model_id: str | None = None,
+    sha256: str | None = None,
+) -> TorchEngine:
+    """Open a model folder and start an engine on it.
+
+    Args:
+        folder: with config.json, tokenizer.json and safetensors weights.
+        device: auto takes CUDA where there is a device.
+        dtype: of weights and cache; auto takes bfloat16 where the hardware computes in it.
+        slots: sequences that run at the same time.
+        slot_tokens: most tokens of one sequence, at most the model's context.
+        threads: of the CPU; None leaves torch's own choice.
+        model_id: what the model is called; by default the folder's name.
+        sha256: over the weight files; computed if not given.
+
+    Raises:
+        ModelNotFound: there is no such folder, or no weights in it.
+        ModelCorrupt: a file cannot be read.
+        UnsupportedModel: the architecture needs what the engine does not do.
+        ConfigError: CUDA is asked for and there is none.
+    """
+    folder = Path(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise ModelNotFound(
+            f"{folder} is not a model folder: config.json and *.safetensors are needed.",
+            hint="gptflow models list",
+        )
+    where = _device(device)
+    number = _dtype(dtype, where)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        context = check_config(config, slot_tokens)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=number,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
+    model.to(where).eval()
+    model.config.pad_token_id = None  # with one, GPT-2 looks for padding at every step
+    vocabulary = Vocabulary.from_folder(folder)
+    check_model(model)
+    info = ModelInfo(id=model_id or folder.name, sha256=sha256 or _sha256(weights), context=context)
+    log.info("model %s: %d tokens of context, on %s", info.id, context, where)
+    return TorchEngine(
+        model, vocabulary, info, slots=slots, slot_tokens=slot_tokens, threads=threads
+    )
+
+
+def check_config(config: Any, slot_tokens: int) -> int:
+    """Refuse what the engine's attention would get wrong; returns the model's context.
+
+    Raises:
+        UnsupportedModel: naming the setting.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        raise UnsupportedModel(f"{config.model_type} models have no fixed context.", hint=_WORKS)
+    for name in _CAPS:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UnsupportedModel(f"{config.model_type} sets {name}, not served.", hint=_WORKS)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    slides = window is not None and (kinds is None or "sliding_attention" in kinds)
+    if slides and window < min(context, slot_tokens):
+        raise UnsupportedModel(
+            f"{config.model_type} attends to a sliding window of {window} tokens only.",
+            hint=f"Serve it with slot_tokens of {window} at most.",
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Some models have one set per kind of layer.
+    for kind in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
+        if kind.get("rope_type", "default") not in _ROPE:
+            raise UnsupportedModel(
+                f"{kind['rope_type']} RoPE depends on who else is in the batch.", hint=_WORKS
+            )
+    return int(context)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Run a few tokens both ways: as transformers does, and over slots in chunks.
+
+    Whatever the settings do not tell, such as attention sinks, shows in the difference.
+
+    Raises:
+        UnsupportedModel: the two differ, or the architecture takes no other attention.
+    """
+    name = type(model).__name__
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModel(f"{name} does not let its attention be replaced.", hint=_WORKS)
+    config = model.config
+    ids = [(7 * i + 1) % config.vocab_size for i in range(_TEST_TOKENS)]
+    weight = next(model.parameters())
+    slots = KVSlots.for_model(config, slots=1, length=_TEST_TOKENS, like=weight)
+    sequence = Sequence(ids)
+    sequence.slot = slots.take()
+    cuts = [0, _TEST_TOKENS // 2, _TEST_TOKENS - 1, _TEST_TOKENS]  # the last one decodes
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids], device=weight.device), use_cache=False).logits[0]
+        runner = Runner(model, slots, config.vocab_size)
+        try:
+            hidden = [
+                runner.forward([Chunk(sequence, start, stop)])
+                for start, stop in itertools.pairwise(cuts)
+            ]
+            actual = runner.logits(torch.cat(hidden))
+        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+            raise UnsupportedModel(
+                f"{name} does not run over slots: {error}.", hint=_WORKS
+            ) from error
+    similarity = torch.cosine_similarity(actual, expected.float(), dim=-1).min().item()
+    if not similarity >= _TEST_SIMILARITY:
+        raise UnsupportedModel(
+            f"{name} gives other answers over slots (similarity {similarity:.3f}).", hint=_WORKS
+        )
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("There is no CUDA device.", hint="Set device to cpu or auto.")
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(asked)
+
+
+def _dtype(asked: str, device: torch.device) -> torch.dtype:
+    if asked != "auto":
+        return torch.float32 if asked == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        log.info("dtype bfloat16: the device is a GPU")
+        return torch.bfloat16
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        log.info("dtype bfloat16: the CPU multiplies it natively")
+        return torch.bfloat16
+    log.info("dtype float32: the CPU has neither AVX512-BF16 nor AMX")
+    return torch.float32
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

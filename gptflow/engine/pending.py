@@ -1,0 +1,62 @@
+"""A request in flight: the sequences that it waits for, and how its answer is put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from gptflow.engine.scoring import Scoring
+from gptflow.engine.sequence import Sequence
+from gptflow.errors import EngineError, GPTFlowError
+from gptflow.heads import Raw
+from gptflow.request import Request
+
+log = logging.getLogger(__name__)
+
+BaselineKey = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+"""A content-free prompt and the continuations to score under it."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Pending:
+    """What the engine knows of one request. Only the engine's thread changes it.
+
+    The future stays pending, in the sense of `concurrent.futures`, until its answer is
+    there: so its owner can cancel it at any time.
+
+    Attributes:
+        sequences: those to run for it.
+        answer: makes the result when all of them have ended.
+        baseline: scores it needs besides, which other requests may need too.
+        closed: it has its answer, or will never have one.
+    """
+
+    request: Request
+    sequences: list[Sequence]
+    answer: Callable[[Scoring | None], Raw]
+    baseline: BaselineKey | None = None
+    future: Future[Raw] = dataclasses.field(default_factory=Future)
+    scored_baseline: Scoring | None = None
+    open: int = 0
+    closed: bool = False
+
+    def resolve(self) -> None:
+        """Set the result. Called off the engine's thread: it decodes and parses."""
+        try:
+            result = self.answer(self.scored_baseline)
+        except GPTFlowError as error:
+            fail(self.future, error)
+        except Exception as error:
+            log.exception("the answer of request %s could not be made", self.request.id)
+            fail(self.future, EngineError(f"The answer could not be made: {error}."))
+        else:
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_result(result)
+
+
+def fail(future: Future[Raw], error: GPTFlowError) -> None:
+    """Set the exception, unless the future was cancelled."""
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)

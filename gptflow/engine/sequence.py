@@ -1,0 +1,233 @@
+"""Sequences: token rows that fill one slot, and what is read off them as they are computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
+
+import torch
+
+from gptflow.heads import Continuation, FinishReason
+from gptflow.heads import Pooling as PoolingKind
+from gptflow.request import JobClass
+
+if TYPE_CHECKING:
+    from gptflow.engine.constraints import Constraint
+    from gptflow.engine.detokenizer import Detokenizer
+    from gptflow.engine.pending import Pending
+
+
+class Sequence:
+    """Tokens to run through the model in order, a chunk at a time.
+
+    Attributes:
+        tokens: all rows known so far.
+        branches: per row, 0 for the trunk or the number of a branch that leaves it at its
+            end; None when all is trunk. A row sees the trunk and its own branch.
+        trunk: rows before the first branch.
+        prefix: the leading tokens that other requests are likely to share.
+        shared: keys and values of leading tokens to start from, if somebody left them.
+        done: rows whose keys and values are in the slot.
+        cached: rows among them that were copied, not computed.
+        owners: the requests that wait for this sequence.
+    """
+
+    def __init__(
+        self, tokens: Rows[int], *, prefix: tuple[int, ...] = (), job_class: JobClass = "standard"
+    ) -> None:
+        self.tokens = list(tokens)
+        self.trunk = len(self.tokens)
+        self.branches: list[int] | None = None
+        self.prefix = prefix
+        self.job_class = job_class
+        self.shared: torch.Tensor | None = None
+        self.slot: int | None = None
+        self.done = 0
+        self.cached = 0
+        self.owners: list[Pending] = []
+
+    @property
+    def remaining(self) -> int:
+        return len(self.tokens) - self.done
+
+    def positions(self, start: int, stop: int) -> Rows[int]:
+        """The model's position of rows `start:stop`."""
+        return range(start, stop)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is left to compute."""
+        return self.remaining == 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows `start:stop` of a sequence, to be computed in this step."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def is_decode(self) -> bool:
+        """One row that sees all before it."""
+        return len(self) == 1 and self.sequence.branches is None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to draw the next token; see `gptflow.heads.Generate`."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Decoding(Sequence):
+    """A sequence that grows by the tokens drawn for it.
+
+    Args:
+        limit: most tokens to draw.
+        end_ids: tokens that end the continuation.
+        seed: of this continuation's own random numbers.
+        detokenizer: decodes as the text grows; needed for stop strings and streaming.
+        sample: the continuation's number.
+    """
+
+    def __init__(
+        self,
+        tokens: Rows[int],
+        *,
+        sampling: Sampling,
+        limit: int,
+        end_ids: frozenset[int],
+        seed: int = 0,
+        detokenizer: Detokenizer | None = None,
+        sample: int = 0,
+        prefix: tuple[int, ...] = (),
+        job_class: JobClass = "standard",
+    ) -> None:
+        super().__init__(tokens, prefix=prefix, job_class=job_class)
+        self.sampling = sampling
+        self.limit = limit
+        self.sample = sample
+        self.detokenizer = detokenizer
+        self.constraint: Constraint | None = None
+        self.output: list[int] = []
+        self.finish: FinishReason | None = None
+        self.siblings: list[Decoding] = []
+        self._end_ids = end_ids
+        self._logprob = 0.0
+        self._text: list[str] = []
+        self._generator = torch.Generator()
+        self._generator.manual_seed(hash((seed, sample)) & (2**63 - 1))
+
+    @property
+    def ended(self) -> bool:
+        return self.finish is not None
+
+    def draw(self) -> float:
+        """The next of this continuation's own random numbers, in 0..1."""
+        return torch.rand((), generator=self._generator, dtype=torch.float64).item()
+
+    def accept(self, token: int, logprob: float) -> None:
+        """Take the token that was drawn, with its log-probability under the model."""
+        if token in self._end_ids:
+            self._end("stop")
+            return
+        self._logprob += logprob
+        self._append(token)
+
+    def _append(self, token: int) -> None:
+        self.output.append(token)
+        self.tokens.append(token)
+        if self.detokenizer is not None:
+            self._text.append(self.detokenizer.push(token))
+            if self.detokenizer.stopped:
+                self.finish = "stop"
+                return
+        if len(self.output) >= self.limit:
+            self._end("length")
+
+    def _end(self, finish: FinishReason) -> None:
+        self.finish = finish
+        if self.detokenizer is not None:
+            self._text.append(self.detokenizer.flush())
+            if self.detokenizer.stopped:
+                self.finish = "stop"
+
+    def take_text(self) -> str:
+        """The text that has become certain since the last call."""
+        text = "".join(self._text)
+        self._text.clear()
+        return text
+
+    def continuation(self, text: str) -> Continuation:
+        """The continuation, `text` being that of its tokens."""
+        return Continuation(
+            text=text if self.detokenizer is None else self.detokenizer.text,
+            tokens=tuple(self.output),
+            mean_logprob=self._logprob / max(len(self.output), 1),
+            finish=self.finish or "length",
+        )
+
+
+class Structured(Decoding):
+    """A `Decoding` whose tokens a grammar admits; tokens it forces are not drawn."""
+
+    constraint: Constraint
+
+    def constrain(self, constraint: Constraint) -> None:
+        """Set the grammar; what it forces at the very start joins the prompt's rows."""
+        self.constraint = constraint
+        self._force()
+
+    def accept(self, token: int, logprob: float) -> None:
+        self.constraint.advance([token])
+        super().accept(token, logprob)
+        if not self.ended:
+            self._force()
+
+    def _force(self) -> None:
+        forced = self.constraint.forced()
+        for token in forced:
+            if not self.ended:
+                self._append(token)
+        if self.constraint.complete:
+            self._end("stop")
+
+
+class Pooling(Sequence):
+    """A sequence whose final hidden states become one vector."""
+
+    def __init__(self, tokens: Rows[int], pooling: PoolingKind, *, job_class: JobClass) -> None:
+        # No shared prefix: the mean needs the hidden states of all rows, and keys and
+        # values do not hold them.
+        super().__init__(tokens, job_class=job_class)
+        self._pooling = pooling
+        self._pooled: torch.Tensor | None = None
+
+    def add(self, hidden: torch.Tensor) -> None:
+        """Take the hidden states of the next rows, `[rows, width]`."""
+        if self._pooling == "last":
+            self._pooled = hidden[-1].float()
+        else:
+            total = hidden.float().sum(0)
+            self._pooled = total if self._pooled is None else self._pooled + total
+
+    @property
+    def spoiled(self) -> bool:
+        """The model's output was not a number somewhere."""
+        return self._pooled is not None and not bool(self._pooled.isfinite().all())
+
+    def vector(self, *, normalize: bool) -> torch.Tensor:
+        """The pooled vector, `[width]`."""
+        assert self._pooled is not None
+        pooled = self._pooled / len(self.tokens) if self._pooling == "mean" else self._pooled
+        return torch.nn.functional.normalize(pooled, dim=0) if normalize else pooled

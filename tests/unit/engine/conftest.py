@@ -1,0 +1,167 @@
+"""Tiny random models, a vocabulary trained on the spot, and plain transformers to compare with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from gptflow.engine.engine import TorchEngine
+from gptflow.engine.tokenizer import Vocabulary
+from gptflow.request import ModelInfo
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the warm sun.",
+    "Shares fell by ten percent after the company reported lower profit than expected.",
+    'Answer with one word: positive, negative or neutral. {"name": "Ada", "age": 36}',
+    "user assistant system Yes No good bad the a of to in is that it was for on are with",
+] * 4
+
+
+@cache
+def tokenizer_json() -> str:
+    """A byte-level vocabulary of 400 tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer.to_str()
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary(tokenizer_json(), eos_ids=(0,))
+
+
+def _config(name: str) -> transformers.PretrainedConfig:
+    size = vocabulary().size
+    shape = {
+        "vocab_size": size,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "eos_token_id": 0,
+        "bos_token_id": 0,
+        "pad_token_id": None,
+    }
+    match name:
+        case "gpt2":
+            return transformers.GPT2Config(
+                vocab_size=size, n_positions=256, n_embd=48, n_layer=2, n_head=4,
+                eos_token_id=0, bos_token_id=0,
+            )  # fmt: skip
+        case "llama":
+            return transformers.LlamaConfig(**shape)
+        case "qwen2":
+            return transformers.Qwen2Config(**shape)
+        case "qwen3":
+            return transformers.Qwen3Config(**shape, head_dim=16)
+    raise AssertionError(name)
+
+
+@cache
+def make_model(name: str = "llama", copy: str = "engine") -> transformers.PreTrainedModel:
+    """A random model; `copy` tells apart equal ones, as an engine keeps what it is given."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        model = transformers.AutoModelForCausalLM.from_config(_config(name)).eval()
+        with torch.no_grad():  # spread the logits, so that rounding decides nothing
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4)
+    return model
+
+
+def reference(name: str = "llama") -> transformers.PreTrainedModel:
+    return make_model(name, "reference")
+
+
+def greedy(name: str, ids: tuple[int, ...], new: int) -> tuple[int, ...]:
+    """What transformers generates by itself."""
+    model = reference(name)
+    with torch.inference_mode():
+        out = model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return tuple(out[0, len(ids) :].tolist())
+
+
+def logprob(name: str, ids: tuple[int, ...], continuation: tuple[int, ...]) -> float:
+    """Sum of the continuation's token log-probabilities, by one plain forward pass."""
+    with torch.inference_mode():
+        logits = reference(name)(torch.tensor([ids + continuation])).logits[0]
+    rows = logits.log_softmax(-1)[len(ids) - 1 : -1]
+    return sum(rows[i, token].item() for i, token in enumerate(continuation))
+
+
+def prompt_ids(length: int, seed: int = 0) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    ids = torch.randint(10, vocabulary().size, (length,), generator=generator)
+    return tuple(ids.tolist())
+
+
+Make = Callable[..., TorchEngine]
+
+
+@pytest.fixture
+def make_engine() -> Iterator[Make]:
+    """Starts engines on tiny models, and closes them at the end."""
+    engines: list[TorchEngine] = []
+
+    def make(name: str = "llama", *, model: object = None, **settings: int) -> TorchEngine:
+        options = {"slots": 8, "slot_tokens": 256, "threads": 1} | settings
+        engine = TorchEngine(
+            model or make_model(name),
+            vocabulary(),
+            ModelInfo(id=name, sha256="0" * 64, context=256),
+            **options,
+        )
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+        left = engine.stats()
+        assert engine._thread.is_alive() is False
+        assert isinstance(json.dumps(dict(left)), str)
+
+
+@pytest.fixture(params=["gpt2", "llama", "qwen2", "qwen3"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """The helpers above; test modules cannot import a conftest."""
+    return SimpleNamespace(
+        greedy=greedy,
+        logprob=logprob,
+        make_model=make_model,
+        prompt_ids=prompt_ids,
+        reference=reference,
+        tokenizer_json=tokenizer_json,
+        vocabulary=vocabulary(),
+    )

@@ -1,0 +1,280 @@
+"""The engine's life: queueing, cancelling, deadlines, closing, crashing."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+
+import pytest
+
+from gptflow.engine import bench
+from gptflow.errors import AdapterNotFound, EngineError, EngineStopped, JobTimeout, UnsupportedHead
+from gptflow.heads import Choose, Classify, Embed, Generate, Json, MultiHead, Score, Tag
+from gptflow.prompt import RenderedPrompt
+from gptflow.request import Request
+
+
+def ask(ids, new=200, **more):
+    return Request(prompt=ids, head=Generate(max_tokens=new), ignore_eos=True, **more)
+
+
+class Pause:
+    """Holds the engine's thread before its next step."""
+
+    def __init__(self, engine):
+        self._step = engine._step
+        self._go = threading.Event()
+        self.reached = threading.Event()
+        engine._step = self
+
+    def __call__(self):
+        self.reached.set()
+        assert self._go.wait(30)
+        self._step()
+
+    def release(self):
+        self._go.set()
+
+
+def test_more_requests_than_slots(tiny, make_engine):
+    engine = make_engine(slots=3)
+    futures = [engine.submit(ask(tiny.prompt_ids(5 + i), 10)) for i in range(20)]
+    for i, future in enumerate(futures):
+        expected = tiny.greedy("llama", tiny.prompt_ids(5 + i), 10)
+        assert future.result(60).continuations[0].tokens == expected
+    stats = engine.stats()
+    assert stats["peak_running"] == 3
+    assert stats["requests"] == 20
+    assert stats["tokens_out"] == 200
+    assert stats["tokens_in"] == sum(range(5, 25))
+
+
+def test_a_request_joins_while_another_decodes(tiny, make_engine):
+    engine = make_engine()
+    decoding = threading.Event()
+    long = engine.submit(ask(tiny.prompt_ids(5), 240, on_delta=lambda _: decoding.set()))
+    assert decoding.wait(30)
+    engine.submit(ask(tiny.prompt_ids(9), 2)).result(30)
+    assert not long.done()
+    assert engine.cancel("no such request") is False
+    long.cancel()
+
+
+def test_interactive_requests_overtake_batches(tiny, make_engine):
+    engine = make_engine(slots=1)
+    pause = Pause(engine)
+    order: list[str] = []
+    futures = []
+    classes = ("standard", "batch", "batch", "standard", "interactive")
+    for number, job_class in enumerate(classes):
+        future = engine.submit(ask(tiny.prompt_ids(6), 2, job_class=job_class))
+        future.add_done_callback(lambda _, n=number: order.append(n))
+        futures.append(future)
+        if number == 0:
+            assert pause.reached.wait(30)
+    pause.release()
+    wait(futures, 30)
+    # The first one had been taken in before the others came.
+    assert order == [0, 4, 3, 1, 2]
+
+
+@pytest.mark.parametrize("stage", ["inbox", "waiting", "prefilling", "decoding"])
+@pytest.mark.parametrize("through", ["engine", "future"])
+def test_cancel_at_every_stage(tiny, make_engine, stage, through):
+    engine = make_engine(slots=1, prefill_tokens=8)
+    begun = threading.Event()
+    request = ask(tiny.prompt_ids(100), 150, on_delta=lambda _: begun.set())
+    if stage == "waiting":
+        first = engine.submit(ask(tiny.prompt_ids(5), 150, on_delta=lambda _: begun.set()))
+        assert begun.wait(30)
+    pause = None if stage == "decoding" else Pause(engine)
+    if stage == "inbox":
+        engine.submit(ask(tiny.prompt_ids(5), 1))
+        assert pause.reached.wait(30)
+    future = engine.submit(request)
+    if stage == "decoding":
+        assert begun.wait(30)
+    elif stage == "prefilling":
+        assert pause.reached.wait(30)
+        pause.release()  # one chunk of thirteen, or some more
+    assert engine.cancel(request.id) if through == "engine" else future.cancel()
+    if pause is not None:
+        pause.release()
+    with pytest.raises(CancelledError):
+        future.result(0)
+    assert wait([future], 30).done
+    assert engine.cancel(request.id) is False
+    if stage == "waiting":
+        first.cancel()
+    assert engine.submit(ask(tiny.prompt_ids(7), 2)).result(30)
+    assert engine.stats()["slots_used"] == 0
+
+
+def test_cancelling_one_of_many_samples_frees_all(tiny, make_engine):
+    engine = make_engine(slots=3)
+    begun = threading.Event()
+    head = Generate(max_tokens=150, temperature=1.0, n=8)
+    future = engine.submit(
+        Request(
+            prompt=tiny.prompt_ids(9), head=head, ignore_eos=True, on_delta=lambda _: begun.set()
+        )
+    )
+    assert begun.wait(30)
+    assert future.cancel()
+    engine.submit(ask(tiny.prompt_ids(7), 2)).result(30)
+    stats = engine.stats()
+    assert (stats["slots_used"], stats["waiting"], stats["running"]) == (0, 0, 0)
+
+
+def test_deadlines(tiny, make_engine):
+    engine = make_engine(slots=1)
+    begun = threading.Event()
+    late = engine.submit(ask(tiny.prompt_ids(5), deadline=time.time() - 1))
+    assert isinstance(late.exception(30), JobTimeout)
+    running = engine.submit(
+        ask(tiny.prompt_ids(5), 250, deadline=time.time() + 1000, on_delta=lambda _: begun.set())
+    )
+    assert begun.wait(30)
+    engine._deadlines[0] = (0.0, *engine._deadlines[0][1:])
+    assert isinstance(running.exception(30), JobTimeout)
+    assert engine.submit(ask(tiny.prompt_ids(5), 2)).result(30)
+
+
+def test_what_this_engine_does_not_do(tiny, make_engine):
+    engine = make_engine()
+    labels = ("good", "bad")
+    for head in (
+        Classify(labels=labels),
+        MultiHead(heads={"mood": Classify(labels=labels)}),
+        Tag(labels=labels),
+        Score(each="items"),
+    ):
+        error = engine.submit(Request(prompt=(5, 6), head=head)).exception(30)
+        assert isinstance(error, UnsupportedHead), head
+    head = Choose(labels=labels, adapter="mood")
+    error = engine.submit(Request(prompt=(5, 6), head=head)).exception(30)
+    assert isinstance(error, AdapterNotFound)
+
+
+def test_the_same_id_twice(tiny, make_engine):
+    engine = make_engine()
+    pause = Pause(engine)
+    first = engine.submit(ask(tiny.prompt_ids(5), 3, id="twice"))
+    second = engine.submit(ask(tiny.prompt_ids(5), 3, id="twice"))
+    assert isinstance(second.exception(30), EngineError)
+    pause.release()
+    assert first.result(30)
+
+
+def test_close_fails_what_is_in_flight(tiny, make_engine):
+    engine = make_engine(slots=1)
+    begun = threading.Event()
+    futures = [engine.submit(ask(tiny.prompt_ids(5), 250, on_delta=lambda _: begun.set()))]
+    futures += [engine.submit(ask(tiny.prompt_ids(6), 250)) for _ in range(3)]
+    assert begun.wait(30)
+    engine.close()
+    futures.append(engine.submit(ask(tiny.prompt_ids(5), 1)))
+    for future in futures:
+        assert isinstance(future.exception(30), EngineStopped)
+    engine.close()
+
+
+def test_a_callback_may_close_the_engine(tiny, make_engine):
+    engine = make_engine()
+    future = engine.submit(ask(tiny.prompt_ids(5), 2))
+    future.add_done_callback(lambda _: engine.close())
+    assert future.result(30)
+    engine._thread.join(30)
+    assert not engine._thread.is_alive()
+
+
+def test_a_crash_fails_everybody(tiny, make_engine, caplog):
+    engine = make_engine()
+
+    def crash(chunks):
+        raise MemoryError("no more")
+
+    engine._runner.forward = crash
+    future = engine.submit(ask(tiny.prompt_ids(5), 2))
+    assert isinstance(future.exception(30), EngineStopped)
+    assert "no more" in str(future.exception())
+    later = engine.submit(ask(tiny.prompt_ids(5), 2))
+    assert isinstance(later.exception(30), EngineStopped)
+    assert "the engine has crashed" in caplog.text
+
+
+def test_a_callback_that_raises_harms_nobody(tiny, make_engine, caplog):
+    def broken(delta):
+        raise ValueError("mine")
+
+    answer = make_engine().submit(ask(tiny.prompt_ids(5), 4, on_delta=broken)).result(30)
+    assert answer.continuations[0].tokens == tiny.greedy("llama", tiny.prompt_ids(5), 4)
+    assert "on_delta" in caplog.text
+
+
+def test_no_slot_leaks(tiny, make_engine):
+    engine = make_engine(slots=5, step_tokens=48, prefill_tokens=48)
+    dice = random.Random(1)
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 4}
+    futures = []
+    for number in range(300):
+        head = dice.choice(
+            [
+                Generate(max_tokens=dice.randint(1, 12), temperature=1.0),
+                Generate(max_tokens=5, n=dice.randint(2, 4), temperature=1.0, stop=("e",)),
+                Json(schema=schema),
+                Choose(labels=("good", "quite bad")),
+                Embed(),
+                Score(),
+                Json(schema={"type": "nonsense"}),
+            ]
+        )
+        prompt = RenderedPrompt.plain("dog " * dice.choice([1, 5, 20, 400]), trusted=True)
+        request = Request(
+            prompt=prompt,
+            head=head,
+            baseline=dice.choice([None, RenderedPrompt.plain("N/A")]),
+            seed=number,
+            deadline=dice.choice([None, time.time() + dice.choice([0.0, 100.0])]),
+        )
+        futures.append(engine.submit(request))
+        if dice.random() < 0.2:
+            engine.cancel(dice.choice([request.id, f"req_{number}"]))
+    wait(futures, 120)
+    assert all(future.done() for future in futures)
+    assert sum(not f.cancelled() and f.exception() is None for f in futures) > 100
+    engine.submit(ask((5, 6), 1)).result(30)
+    stats = engine.stats()
+    assert (stats["slots_used"], stats["running"], stats["waiting"]) == (0, 0, 0)
+    assert not engine._requests
+
+
+def test_stats_and_token_counts(tiny, make_engine):
+    engine = make_engine("gpt2")
+    engine.submit(ask(tiny.prompt_ids(5), 4)).result(30)
+    stats = engine.stats()
+    assert stats.keys() >= {
+        "running", "waiting", "peak_running", "slots", "slots_used", "kv_tokens", "steps",
+        "requests", "tokens_in", "tokens_out", "cached_tokens", "prefix_hits", "step_ms",
+        "tokens_per_second", "model", "dtype", "device",
+    }  # fmt: skip
+    assert stats["model"] == "gpt2"
+    assert stats["dtype"] == "float32"
+    assert stats["step_ms"] > 0
+    prompt = RenderedPrompt.plain("The dog")
+    assert engine.count_tokens(prompt) == len(tiny.vocabulary.encode(prompt))
+    assert engine.model.context == 256
+
+
+def test_the_benchmark(tiny, make_engine):
+    assert bench.workload("label", 3, seed=1) == bench.workload("label", 3, seed=1)
+    mixed = bench.workload("mixed", 2, vocabulary=400)
+    assert all(128 <= len(item["ids"]) <= 256 and 32 <= item["new"] <= 96 for item in mixed)
+    assert mixed[0]["ids"][:96] == mixed[1]["ids"][:96] != mixed[0]["ids"][96:192]
+    items = [{"ids": item["ids"][:50], "new": 3} for item in mixed]
+    row = bench.run(make_engine(), items, "mixed")
+    assert list(row) == ["engine", "kind", "n", "seconds", "out_tok_s", "in_tok_s", "req_s"]
+    assert row["kind"] == "mixed"
+    assert row["n"] == 2

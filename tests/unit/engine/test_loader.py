@@ -1,0 +1,109 @@
+"""Opening a model folder, and refusing what would be served wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+
+from gptflow.engine.loader import check_config, check_model, load
+from gptflow.errors import ConfigError, ModelCorrupt, ModelNotFound, UnsupportedModel
+from gptflow.heads import Generate
+from gptflow.request import Request
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    tiny.reference("llama").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(tiny.tokenizer_json(), encoding="utf-8")
+    return tmp_path
+
+
+def test_load_and_generate(tiny, folder):
+    engine = load(folder, device="cpu", dtype="float32", slots=2, slot_tokens=64, threads=1)
+    try:
+        assert engine.model.id == folder.name
+        assert engine.model.context == 64
+        assert len(engine.model.sha256) == 64
+        ids = tiny.prompt_ids(12)
+        request = Request(prompt=ids, head=Generate(max_tokens=8), ignore_eos=True)
+        drawn = engine.submit(request).result(30).continuations[0].tokens
+        assert drawn == tiny.greedy("llama", ids, 8)
+    finally:
+        engine.close()
+
+
+def test_bfloat16_runs(tiny, folder):
+    engine = load(folder, device="cpu", dtype="bfloat16", slots=2, threads=1, model_id="m")
+    try:
+        assert engine.model.dtype == "bfloat16"
+        futures = [
+            engine.submit(Request(prompt=tiny.prompt_ids(n), head=Generate(max_tokens=4)))
+            for n in (5, 9)
+        ]
+        assert [future.exception(30) for future in futures] == [None, None]
+    finally:
+        engine.close()
+
+
+def test_missing_and_broken_folders(folder, tmp_path):
+    with pytest.raises(ModelNotFound):
+        load(tmp_path / "nowhere")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError):
+            load(folder, device="cuda")
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ModelCorrupt):
+        load(folder)
+
+
+def test_settings_that_would_be_served_wrong():
+    gemma2 = transformers.Gemma2Config()
+    with pytest.raises(UnsupportedModel, match="softcapping"):
+        check_config(gemma2, 2048)
+    mistral = transformers.MistralConfig(sliding_window=512)
+    with pytest.raises(UnsupportedModel, match="sliding window of 512"):
+        check_config(mistral, 2048)
+    assert check_config(mistral, 512) == mistral.max_position_embeddings
+    assert check_config(transformers.Qwen2Config(), 2048) == 32768
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(UnsupportedModel, match="dynamic RoPE"):
+        check_config(transformers.LlamaConfig(rope_parameters=rope), 2048)
+    granite = transformers.GraniteConfig(logits_scaling=8.0)
+    with pytest.raises(UnsupportedModel, match="logits_scaling"):
+        check_config(granite, 2048)
+
+
+def test_a_model_that_keeps_its_own_attention():
+    config = transformers.BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)
+    with pytest.raises(UnsupportedModel, match="BloomForCausalLM"):
+        check_model(transformers.BloomForCausalLM(config))
+
+
+def test_a_model_that_answers_otherwise_over_slots(tiny, monkeypatch):
+    model = tiny.make_model("llama", "crooked")
+    from gptflow.engine.runner import Runner
+
+    forward = Runner.forward
+    monkeypatch.setattr(Runner, "forward", lambda self, chunks: forward(self, chunks).roll(1, -1))
+    with pytest.raises(UnsupportedModel, match="similarity"):
+        check_model(model)
+
+
+def test_importing_the_package_needs_no_torch():
+    code = "import sys, gptflow.engine; print('torch' in sys.modules, 'celery' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_using_the_engine_needs_neither_queue_nor_grammars():
+    code = (
+        "import sys, gptflow.engine; gptflow.engine.TorchEngine; gptflow.engine.load;"
+        "print([m for m in ('celery', 'redis', 'kombu', 'llguidance') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == []
