@@ -146,10 +146,12 @@ class Prompt:
                     f"Prompt file {self.path!r} does not exist.", hint=f"Create {candidates[0]}."
                 )
             self._source = found.read_text(encoding="utf-8")
-        if self.truncate is not None and self.truncate not in self._variables:
+        self._template  # noqa: B018  compiles it, so that a mistake shows now
+        variables = self.variables
+        if self.truncate is not None and self.truncate not in variables:
             raise PromptError(
                 f"Prompt {self._label} is to truncate {self.truncate!r}, which it does not use.",
-                hint=f"Its variables are {', '.join(sorted(self._variables)) or '(none)'}.",
+                hint=f"Its variables are {', '.join(sorted(variables)) or '(none)'}.",
             )
 
     @property
@@ -181,8 +183,9 @@ class Prompt:
         """
         from jinja2 import TemplateError
 
+        template = self._template
         try:
-            marked = self._template.render(variables)
+            marked = template.render(variables)
         except TemplateError as error:
             raise PromptError(f"Prompt {self._label}: {error}.") from error
         except Exception as error:

@@ -1,0 +1,30 @@
+"""What every test gets: settings of its own, and none of the machine's."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("gptflow", deadline=None)  # a busy machine is not a failure
+settings.load_profile("gptflow")
+
+_FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
+_OF_THE_MODEL_STORE = frozenset({"XDG_CACHE_HOME", "GPTFLOW_CACHE_DIR"})
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """No `GPTFLOW_*` variables, and empty folders; a test that needs a model keeps the store."""
+    kept = _OF_THE_MODEL_STORE if request.node.get_closest_marker("model") else frozenset()
+    for name in list(os.environ):
+        if name.startswith("GPTFLOW_") and name not in kept:
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    for name in set(_FOLDERS) - kept:
+        monkeypatch.setenv(name, str(home / name.lower()))
