@@ -80,7 +80,7 @@ def test_an_exception_is_traced_to_the_packages_own_line():
 
 def test_a_syntax_error_is_traced_to_the_line_it_is_in():
     with pytest.raises(SyntaxError) as caught:
-        compile("fine = 1\nnot fine\n", "plugin.py", "exec")
+        compile("fine = 1\nfine fine\n", "plugin.py", "exec")
     assert raised_at(caught.value, "plugin") == "plugin.py:2"
 
 
