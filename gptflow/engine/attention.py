@@ -62,13 +62,13 @@ class Pack:
 
     Attributes:
         keys, values: the cache, per layer `[slots, kv heads, tokens, width]`.
-        slot, index: per row, the slot and the place in it to write to.
+        places: where to write each row's heads, as row numbers of a layer's cache seen as
+            `[slots * kv heads * tokens, width]`; `[rows * kv heads]`.
     """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
-    slot: torch.Tensor
-    index: torch.Tensor
+    places: torch.Tensor
     decode: Decode | None
     spans: tuple[Span, ...]
 
@@ -94,8 +94,9 @@ def attend(
         `[1, rows, heads, width]`, and no attention weights.
     """
     keys, values = pack.keys[module.layer_idx], pack.values[module.layer_idx]
-    keys[pack.slot, :, pack.index] = key[0].transpose(0, 1)
-    values[pack.slot, :, pack.index] = value[0].transpose(0, 1)
+    for cache, new in ((keys, key), (values, value)):
+        width = new.shape[3]
+        cache.view(-1, width).index_copy_(0, pack.places, new[0].transpose(0, 1).reshape(-1, width))
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
     if pack.decode is not None:
         rows = pack.decode.rows

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from gptflow.engine.pending import BaselineKey, Pending, fail
-from gptflow.engine.prefix import MIN_TOKENS, PrefixCache
+from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.prepare import Preparer
 from gptflow.engine.runner import Runner
 from gptflow.engine.sampler import sample
@@ -293,9 +293,10 @@ class TorchEngine:
         for chunk in chunks:
             sequence = chunk.sequence
             assert sequence.slot is not None
-            size = len(sequence.prefix)
-            if size >= MIN_TOKENS and chunk.start < size <= chunk.stop:
-                self._prefixes.put(sequence.prefix, self._slots.save(sequence.slot, size))
+            prefix = sequence.prefix
+            if prefix is not None and chunk.start < len(prefix.ids) <= chunk.stop:
+                saved = self._slots.save(sequence.slot, len(prefix.ids))
+                self._prefixes.put(prefix, saved)
             if isinstance(sequence, Decoding) and sequence.siblings and sequence.remaining == 0:
                 # Less one token: each sample needs the last row's logits for itself.
                 saved = self._slots.save(sequence.slot, sequence.trunk - 1)
@@ -357,8 +358,9 @@ class TorchEngine:
             if scoring is sequence:
                 del self._baselines[key]
         error = EngineError("The model's output for this request is not a number.")
+        owners, sequence.owners = sequence.owners, []
         self._scheduler.remove(sequence, wipe=True)
-        for pending in tuple(sequence.owners):
+        for pending in owners:
             self._fail(pending, error)
 
     def _fail(self, pending: Pending, error: GPTFlowError) -> None:
@@ -370,7 +372,8 @@ class TorchEngine:
         """Stop all that runs for one request only."""
         pending.closed = True
         for sequence in pending.sequences:
-            self._scheduler.remove(sequence)
+            # It may have gone wrong already, with nobody having looked yet.
+            self._scheduler.remove(sequence, wipe=True)
             sequence.owners = []
         baseline = pending.scored_baseline
         if baseline is not None and pending in baseline.owners:

@@ -7,6 +7,7 @@ import json
 from gptflow.engine.constraints import Grammars
 from gptflow.engine.detokenizer import Detokenizer
 from gptflow.engine.pending import BaselineKey, Pending
+from gptflow.engine.prefix import MIN_TOKENS, CommonBeginnings, Prefix
 from gptflow.engine.scoring import Scoring, choose, log_odds
 from gptflow.engine.sequence import Decoding, Pooling, Sampling, Sequence, Structured
 from gptflow.engine.tokenizer import Vocabulary
@@ -39,6 +40,7 @@ class Preparer:
         self._vocabulary = vocabulary
         self._context = context
         self._grammars = Grammars(vocabulary)
+        self._beginnings = CommonBeginnings()
 
     def prepare(self, request: Request) -> Pending:
         """Encode the prompt and lay out the sequences.
@@ -66,7 +68,7 @@ class Preparer:
         )
 
     def _generate(self, request: Request, head: Generate) -> Pending:
-        ids, prefix = self._encode(request.prompt, room=1)
+        ids, prefix = self._encode(request, request.prompt, room=1)
         chat = isinstance(request.prompt, RenderedPrompt) and request.prompt.is_chat
         stop = head.stop + (self._vocabulary.chat.stop if chat else ())
         samples = [
@@ -100,7 +102,7 @@ class Preparer:
         return Pending(request, list(samples), answer)
 
     def _json(self, request: Request, head: Json) -> Pending:
-        ids, prefix = self._encode(request.prompt, room=1)
+        ids, prefix = self._encode(request, request.prompt, room=1)
         sequence = Structured(
             ids,
             prefix=prefix,
@@ -143,7 +145,7 @@ class Preparer:
         return Pending(request, [scored], answer, baseline)
 
     def _embed(self, request: Request, head: Embed) -> Pending:
-        ids, _ = self._encode(request.prompt, room=0)
+        ids, _ = self._encode(request, request.prompt, room=0)
         sequence = Pooling(ids, head.pooling, job_class=request.job_class)
 
         def answer(_: Scoring | None) -> Raw:
@@ -160,10 +162,10 @@ class Preparer:
             self._vocabulary.encode_continuation(text, after=end) for text in texts
         )
         longest = max(map(len, continuations))
-        ids, prefix = self._encode(request.prompt, room=longest)
+        ids, prefix = self._encode(request, request.prompt, room=longest)
         baseline = None
         if calibrate and request.baseline is not None:
-            blank, _ = self._encode(request.baseline, room=longest)
+            blank, _ = self._encode(request, request.baseline, room=longest)
             baseline = (blank, continuations)
         scored = Scoring(
             ids, continuations, room=self._context, prefix=prefix, job_class=request.job_class
@@ -171,15 +173,16 @@ class Preparer:
         return scored, baseline
 
     def _encode(
-        self, prompt: RenderedPrompt | tuple[int, ...], *, room: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        self, request: Request, prompt: RenderedPrompt | tuple[int, ...], *, room: int
+    ) -> tuple[tuple[int, ...], Prefix | None]:
         """Token ids of a prompt that leaves `room` tokens, and its reusable prefix."""
-        prefix: tuple[int, ...] = ()
         if isinstance(prompt, RenderedPrompt):
             ids = self._vocabulary.encode(prompt)
-            prefix = self._vocabulary.prefix(prompt, ids)
+            head = self._vocabulary.prefix(prompt, ids)
+            prefix = Prefix(head) if len(head) >= MIN_TOKENS else None
         else:
             ids = prompt
+            prefix = self._beginnings.find(request.tenant, ids)
         if not ids:
             raise EmptyInput("The prompt is empty.")
         if len(ids) + room > self._context:

@@ -98,8 +98,10 @@ class Runner:
         return Pack(
             keys=self._slots.keys,
             values=self._slots.values,
-            slot=self._tensor([_slot(c.sequence) for c in chunks for _ in range(len(c))]),
-            index=self._tensor([i for c in chunks for i in range(c.start, c.stop)]),
+            places=self._slots.places(
+                [_slot(chunk.sequence) for chunk in chunks for _ in range(len(chunk))],
+                [index for chunk in chunks for index in range(chunk.start, chunk.stop)],
+            ),
             decode=self._block(chunks[:count]) if count else None,
             spans=tuple(spans),
         )

@@ -53,10 +53,16 @@ class Scheduler:
         (queue.appendleft if first else queue.append)(sequence)
 
     def remove(self, sequence: Sequence, *, wipe: bool = False) -> None:
-        """Take a sequence out wherever it is; its slot is free at once."""
+        """Take a sequence out wherever it is; its slot is free at once.
+
+        Args:
+            wipe: overwrite what it leaves in the slot; see `KVSlots.release`.
+        """
         if sequence.slot is not None:
             self.running.remove(sequence)
-            self._slots.release(sequence.slot, wipe=wipe)
+            # Groups of branches used the same place in turn, the longest not always last.
+            used = self._slots.length if sequence.branches else len(sequence.tokens)
+            self._slots.release(sequence.slot, wipe=used if wipe else 0)
             sequence.slot = None
         elif sequence in self._waiting[sequence.job_class]:
             self._waiting[sequence.job_class].remove(sequence)
@@ -94,7 +100,7 @@ class Scheduler:
         sequence.slot = self._slots.take()
         self.running.append(sequence)
         saved = sequence.shared
-        if saved is None and sequence.prefix:
+        if saved is None and sequence.prefix is not None:
             saved = self._prefixes.get(sequence.prefix)
         if saved is not None:
             self._slots.restore(sequence.slot, saved)

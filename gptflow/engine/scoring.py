@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Rows
 
+from gptflow.engine.prefix import Prefix
 from gptflow.engine.sequence import Sequence
 from gptflow.heads import Choose, Chosen, Usage
 from gptflow.request import JobClass
@@ -34,7 +35,7 @@ class Scoring(Sequence):
         continuations: Rows[tuple[int, ...]],
         *,
         room: int,
-        prefix: tuple[int, ...] = (),
+        prefix: Prefix | None = None,
         job_class: JobClass = "standard",
     ) -> None:
         super().__init__(tokens, prefix=prefix, job_class=job_class)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gptflow.engine.constraints import Constraint
     from gptflow.engine.detokenizer import Detokenizer
     from gptflow.engine.pending import Pending
+    from gptflow.engine.prefix import Prefix
 
 
 class Sequence:
@@ -34,7 +35,7 @@ class Sequence:
     """
 
     def __init__(
-        self, tokens: Rows[int], *, prefix: tuple[int, ...] = (), job_class: JobClass = "standard"
+        self, tokens: Rows[int], *, prefix: Prefix | None = None, job_class: JobClass = "standard"
     ) -> None:
         self.tokens = list(tokens)
         self.trunk = len(self.tokens)
@@ -110,7 +111,7 @@ class Decoding(Sequence):
         seed: int = 0,
         detokenizer: Detokenizer | None = None,
         sample: int = 0,
-        prefix: tuple[int, ...] = (),
+        prefix: Prefix | None = None,
         job_class: JobClass = "standard",
     ) -> None:
         super().__init__(tokens, prefix=prefix, job_class=job_class)

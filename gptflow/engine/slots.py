@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import math
+import mmap
 from typing import Any
 
-import numpy as np
 import torch
-
-_BITS = {2: np.int16, 4: np.int32}
 
 
 class KVSlots:
@@ -60,22 +60,36 @@ class KVSlots:
 
     @property
     def nbytes(self) -> int:
-        return self._cache.nbytes
+        return int(self._cache.nbytes)
 
     def take(self) -> int:
         """A free slot, the lowest: decoding reads the slots in use as one dense block."""
         return heapq.heappop(self._free)
 
-    def release(self, slot: int, *, wipe: bool = False) -> None:
+    def release(self, slot: int, *, wipe: int = 0) -> None:
         """Give a slot back.
 
         Args:
-            wipe: overwrite it. What a sequence leaves behind is masked out for the next one,
-                but a mask does not hide a NaN.
+            wipe: how many tokens to overwrite. What a sequence leaves behind is masked out
+                for the next one, but a mask does not hide a NaN.
         """
         if wipe:
-            self._cache[:, :, slot].zero_()
+            self._cache[:, :, slot, :, :wipe].zero_()
         heapq.heappush(self._free, slot)
+
+    def places(self, slots: list[int], index: list[int]) -> torch.Tensor:
+        """Row numbers in a layer's cache seen as `[slots * heads * length, width]`.
+
+        Args:
+            slots, index: of each token, its slot and its place there.
+
+        Returns:
+            Each token's rows, head by head: `[tokens * heads]`.
+        """
+        heads = self.keys[0].shape[1]
+        first = torch.tensor(slots) * (heads * self.length) + torch.tensor(index)
+        places: torch.Tensor = first[:, None] + torch.arange(heads) * self.length
+        return places.flatten().to(device=self._cache.device)
 
     def save(self, slot: int, tokens: int) -> torch.Tensor:
         """A copy of a slot's first tokens: `[2, layers, heads, tokens, width]`."""
@@ -89,6 +103,11 @@ class KVSlots:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy asks the system for zeroed pages, which take no memory until a slot uses them;
-    # torch.zeros writes every one. All-zero bits are zero in every float format.
-    return torch.from_numpy(np.zeros(shape, _BITS[dtype.itemsize])).view(dtype)
+    # Fresh pages from the system are zero and take no memory until a sequence reaches them;
+    # torch.zeros would write every one. Huge pages would be filled whole at a slot's first token.
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages does not know the word
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    cache: torch.Tensor = torch.frombuffer(pages, dtype=dtype).view(shape)
+    return cache

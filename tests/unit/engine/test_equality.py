@@ -80,6 +80,18 @@ def test_prefix_hit(tiny, make_engine, name):
     assert engine.stats()["prefix_hits"] == 3
 
 
+def test_bare_token_ids_share_with_the_same_tenant_only(tiny, make_engine, name):
+    engine = make_engine(name)
+    shared = tiny.prompt_ids(40)
+    cached = []
+    for number, tenant in enumerate(("a", "a", "a", "b", "b", "b")):
+        ids = shared + tiny.prompt_ids(10, seed=number)
+        answer = engine.submit(ask(ids, 8, tenant=tenant)).result(60)
+        assert answer.continuations[0].tokens == tiny.greedy(name, ids, 8)
+        cached.append(answer.usage.cached)
+    assert [count >= 40 for count in cached] == [False, False, True] * 2
+
+
 def test_next_to_failing_requests(tiny, make_engine, name):
     engine = make_engine(name)
     good = [engine.submit(ask(tiny.prompt_ids(n), 20)) for n in (5, 25)]
@@ -103,7 +115,8 @@ def test_a_row_of_nan_fails_alone(tiny, make_engine):
     engine = make_engine(model=model, slots=2)
     ids = tiny.prompt_ids(30)
     expected = tokens(engine.submit(ask(ids, 20)))
-    for head in (Generate(), Embed(), Score(), Choose(labels=("good", "bad"))):
+    samples = Generate(n=3, temperature=1.0)
+    for head in (Generate(), samples, Embed(), Score(), Choose(labels=("good", "bad"))):
         neighbour = engine.submit(ask(ids, 20))
         bad = engine.submit(Request(prompt=(*ids[:20], poison, *ids[20:]), head=head))
         assert "not a number" in str(bad.exception(30))

@@ -198,7 +198,10 @@ SCHEMAS = [
         "properties": {
             "who": {
                 "type": "object",
-                "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"enum": [7, 36, 999]}},
+                "properties": {
+                    "name": {"type": "string", "maxLength": 6},
+                    "age": {"enum": [7, 36, 999]},
+                },
                 "required": ["name", "age"],
                 "additionalProperties": False,
             },
@@ -208,7 +211,7 @@ SCHEMAS = [
         "additionalProperties": False,
     },
     {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
