@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -117,8 +118,8 @@ class ScriptedEngine:
             case Generate(n=n):
                 answer = self._generate(text) if callable(self._generate) else self._generate
                 if request.on_delta is not None:
-                    for word in answer.split(" "):
-                        request.on_delta(Delta(word if word == answer else word + " "))
+                    for piece in re.findall(r"\S+\s*|\s+", answer):
+                        request.on_delta(Delta(piece))
                 return Generated(continuations=(Continuation(text=answer),) * n, usage=usage)
             case Json() as head:
                 value = self._json(text) if callable(self._json) else self._json
