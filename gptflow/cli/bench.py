@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from gptflow.cli.session import Session, json_option, model_option, note, print_table
 from gptflow.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from gptflow.engine.bench import Item
+
+Kind = Literal["mixed", "label", "single"]
 
 
 @click.group(short_help="Measure speed.")
@@ -31,7 +37,7 @@ def bench() -> None:
 @click.pass_obj
 def engine(
     session: Session,
-    workload: str,
+    workload: Kind,
     requests: Path | None,
     count: int | None,
     as_json: bool,
@@ -41,12 +47,7 @@ def engine(
     from gptflow.engine import bench as measure
     from gptflow.queue.engine_factory import load_engine
 
-    if requests is not None:
-        kind, work = requests.stem, _read(requests)[:count]
-    else:
-        kind = workload
-        default = {"mixed": 64, "label": 200, "single": 1}[workload]
-        work = measure.workload(workload, count or default)
+    kind, work = workload if requests is None else requests.stem, _work(workload, requests, count)
     loaded = load_engine(session.settings(model=model))
     try:
         note(f"{len(work)} requests on {loaded.model.id} ({loaded.model.dtype})")
@@ -59,8 +60,16 @@ def engine(
         print_table(tuple(row), [tuple(row.values())])
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    rows = []
+def _work(workload: Kind, requests: Path | None, count: int | None) -> Sequence[Item]:
+    from gptflow.engine import bench as measure
+
+    if requests is not None:
+        return _read(requests)[:count]
+    return measure.workload(workload, count or {"mixed": 64, "label": 200, "single": 1}[workload])
+
+
+def _read(path: Path) -> Sequence[Item]:
+    rows: list[Item] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptflow.cli.session import PARTIAL, Session, console, print_table, progress
@@ -145,7 +145,7 @@ def _batch(client: Client, registry: Registry) -> int:
     return failed
 
 
-def _examples(registry: Registry, task: str) -> list[Row]:
+def _examples(registry: Registry, task: str) -> Sequence[Row]:
     from gptflow.testing import examples
 
     return examples(registry.task(task))
