@@ -64,7 +64,7 @@ class Envelope(BaseModel):
         ]
         if sum(given) != 1:
             raise ValueError("exactly one of input, input_ref and items must be given")
-        if (self.items is None) != (self.batch is None):
+        if (self.items if self.batch is None else self.input) is not None:
             raise ValueError("items and batch go together")
         return self
 

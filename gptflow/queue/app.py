@@ -1,0 +1,115 @@
+"""The Celery application: JSON only, one task, three queues, nothing that Redis cannot keep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.exceptions import Ignore
+from kombu import Queue
+
+from gptflow.config import Settings
+from gptflow.errors import ConfigError, GPTFlowError, JobFailed
+from gptflow.queue.connection import for_kombu
+from gptflow.queue.keys import CLASSES, Keys, queue_name
+from gptflow.queue.message import TASK
+from gptflow.result import Result
+
+if TYPE_CHECKING:
+    from gptflow.queue.pool import EnginePool
+
+
+class App(Celery):
+    """A Celery application with the settings that it was made from.
+
+    Attributes:
+        engine_pool: what runs the task in this process; None in a process that does not work.
+    """
+
+    amqp_cls = "gptflow.queue.broker:BrokerAMQP"
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        self.settings = settings
+        self.engine_pool: EnginePool | None = None
+        super().__init__("gptflow", **options)
+
+
+def make_app(settings: Settings) -> App:
+    """The application of these settings.
+
+    Raises:
+        ConfigError: there is no Redis URL, or it is not one of a server.
+    """
+    url = settings.broker_url
+    if url is None or url.startswith("memory:"):
+        raise ConfigError(
+            "A worker needs a Redis server.",
+            hint="Set GPTFLOW_REDIS_URL, or start everything with `gptflow up`.",
+        )
+    app = App(settings, broker=for_kombu(url), set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        # Results are in the records; an early acknowledgement is in order because whether a
+        # job still has to be run is there, too.
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_queues=[Queue(queue_name(job_class)) for job_class in CLASSES],
+        task_default_queue=queue_name("standard"),
+        task_create_missing_queues=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_concurrency=settings.concurrency,
+        worker_pool="gptflow.queue.pool:EnginePool",
+        worker_consumer="gptflow.queue.consumer:DiscreetConsumer",
+        worker_send_task_events=False,
+        worker_redirect_stdouts=False,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=True,
+        control_queue_expires=60,
+        enable_utc=True,
+        timezone="UTC",
+        broker_connection_timeout=2,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": Keys(settings.app).prefix,
+            # The queues of the classes are read in the order in which they are declared.
+            "queue_order_strategy": "priority",
+            "priority_steps": [0],
+            "visibility_timeout": 3600,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "health_check_interval": 5,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+        },
+    )
+    app.task(name=TASK, bind=True, throws=(GPTFlowError,), ignore_result=True)(_run)
+    return app
+
+
+def _run(self: Any, envelope: Any) -> None:
+    """Run one envelope. A failure is recorded already; raising it shows it to Celery's tools."""
+    app: App = self.app
+    if app.engine_pool is None:
+        raise ConfigError(
+            "This Celery worker has no engine.",
+            hint="Start it with `gptflow worker`, or with the pool that the application names.",
+        )
+    result, stopped = app.engine_pool.run_here(envelope)
+    if stopped:
+        raise Ignore  # Celery knows already, and its record of why must stand
+    if result is not None and not result.ok:
+        raise _error_of(result)
+
+
+def _error_of(result: Result) -> GPTFlowError:
+    """An error that names the job's and quotes nothing of the job."""
+    code = result.error.code if result.error else JobFailed.code
+    return JobFailed(f"{result.state}: {code}")

@@ -1,0 +1,42 @@
+"""The broker's transport: kombu's for Redis, except that junk in a queue is dropped.
+
+kombu lets an entry that is not one of its messages raise out of the event loop, which ends
+the worker; anybody who can write to a queue could end every worker in turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from queue import Empty
+from typing import Any
+
+from celery.app.amqp import AMQP
+from kombu import Connection
+from kombu.transport import redis
+
+logger = logging.getLogger(__name__)
+
+
+class Channel(redis.Channel):
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # The entry's text stays out of the log: it may hold somebody's data.
+            logger.error("Dropped a queue entry that is not a message: %s.", type(error).__name__)
+            raise Empty from None
+
+
+class Transport(redis.Transport):
+    Channel = Channel
+
+
+class BrokerConnection(Connection):
+    """A connection that uses the transport above for every kind of Redis URL."""
+
+    def get_transport_cls(self) -> type[Transport]:
+        return Transport
+
+
+class BrokerAMQP(AMQP):
+    Connection = BrokerConnection

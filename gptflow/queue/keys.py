@@ -1,0 +1,85 @@
+"""The names of everything that is kept in Redis.
+
+The braces make all keys of one application hash to the same slot of a Redis Cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gptflow.request import JobClass
+
+CLASSES: tuple[JobClass, ...] = ("interactive", "standard", "batch")
+"""In the order in which they are served."""
+
+
+def queue_name(job_class: JobClass) -> str:
+    """The Celery queue of a class; its key has the application's prefix before it."""
+    return f"gf.{job_class}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one application."""
+
+    app: str
+
+    @property
+    def prefix(self) -> str:
+        return f"gf:{{{self.app}}}:"
+
+    @property
+    def jobs(self) -> str:
+        """Sorted set of the newest job ids, by submission time."""
+        return f"{self.prefix}jobs"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set of messages that must not run yet, by the time from which they may."""
+        return f"{self.prefix}delayed"
+
+    @property
+    def workers(self) -> str:
+        """Sorted set of worker names, by the time of their last sign of life."""
+        return f"{self.prefix}workers"
+
+    @property
+    def cancels(self) -> str:
+        """Channel on which the ids of cancelled jobs are announced."""
+        return f"{self.prefix}cancels"
+
+    def job(self, job_id: str) -> str:
+        """Hash: a job's record, and its result once it has ended."""
+        return f"{self.prefix}job:{job_id}"
+
+    def input(self, job_id: str) -> str:
+        """String: an input that is too large for the message."""
+        return f"{self.prefix}input:{job_id}"
+
+    def stream(self, job_or_batch_id: str) -> str:
+        """Stream: a job's text and end, or the items of a batch that have ended."""
+        return f"{self.prefix}s:{job_or_batch_id}"
+
+    def batch(self, batch_id: str) -> str:
+        """Hash: a batch's record."""
+        return f"{self.prefix}batch:{batch_id}"
+
+    def members(self, batch_id: str) -> str:
+        """Set: the jobs that carry a batch's items."""
+        return f"{self.prefix}batch:{batch_id}:jobs"
+
+    def results(self, batch_id: str) -> str:
+        """Hash: item number to result."""
+        return f"{self.prefix}batch:{batch_id}:results"
+
+    def idempotency(self, tenant: str, key: str) -> str:
+        """String: the id of the job that was submitted with this key first."""
+        return f"{self.prefix}idem:{tenant}:{key}"
+
+    def worker(self, name: str) -> str:
+        """String: a live worker's record; it expires when the worker falls silent."""
+        return f"{self.prefix}worker:{name}"
+
+    def queue(self, job_class: JobClass) -> str:
+        """List: the Celery queue of a class."""
+        return f"{self.prefix}{queue_name(job_class)}"

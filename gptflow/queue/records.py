@@ -1,0 +1,109 @@
+"""Records: the forms in which jobs, batches, results and workers are kept in Redis."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gptflow.envelope import Envelope
+from gptflow.errors import InvalidOutput, JobCancelled
+from gptflow.result import Result
+from gptflow.transport import BatchRecord, JobRecord, WorkerRecord
+
+JOB_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(JobRecord))
+BATCH_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(BatchRecord))
+_TIMES = frozenset(("submitted", "started", "finished"))
+_COUNTS = frozenset(("items", "total", "done", "failed"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A worker's right to run a job. Its result is refused once `fence` is no longer the last."""
+
+    fence: int
+    submitted: float
+
+
+def new_job(envelope: Envelope, now: float, items: int | None = None) -> JobRecord:
+    """The record of a job that was just submitted, or just found in the queue."""
+    return JobRecord(
+        id=envelope.id,
+        task=envelope.task,
+        state="queued",
+        tenant=envelope.tenant,
+        job_class=envelope.job_class,
+        batch=envelope.batch,
+        items=items,
+        submitted=now,
+    )
+
+
+def flatten(record: JobRecord | BatchRecord) -> dict[str, str]:
+    """The record as a Redis hash; what is not known is left out."""
+    values = {
+        name: value for name, value in dataclasses.asdict(record).items() if value is not None
+    }
+    return {
+        name: str(int(value)) if isinstance(value, bool) else str(value)
+        for name, value in values.items()
+    }
+
+
+def read_job(values: Sequence[str | None]) -> JobRecord:
+    """A record from the values of `JOB_FIELDS`."""
+    return JobRecord(**_typed(dict(zip(JOB_FIELDS, values, strict=True))))
+
+
+def read_batch(values: Sequence[str | None]) -> BatchRecord:
+    """A record from the values of `BATCH_FIELDS`."""
+    typed = _typed(dict(zip(BATCH_FIELDS, values, strict=True)))
+    return BatchRecord(**typed | {"cancelled": typed.get("cancelled") == "1"})
+
+
+def _typed(values: Mapping[str, str | None]) -> dict[str, Any]:
+    typed: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is not None:
+            number = float if name in _TIMES else int if name in _COUNTS else str
+            typed[name] = number(value)
+    return typed
+
+
+def encode(result: Result) -> str:
+    """The result as JSON.
+
+    Raises:
+        InvalidOutput: the task's output is not JSON; NaN and infinity are not either.
+    """
+    try:
+        return json.dumps(result.as_dict(), allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidOutput(f"The output of task {result.task!r} is not JSON: {error}.") from None
+
+
+def decode(text: str) -> Result:
+    return Result.from_dict(json.loads(text))
+
+
+def encode_worker(record: WorkerRecord) -> str:
+    return json.dumps(dataclasses.asdict(record))
+
+
+def decode_worker(text: str) -> WorkerRecord:
+    """Read a worker's record; fields that this version does not know are left out."""
+    data = json.loads(text)
+    known = {field.name for field in dataclasses.fields(WorkerRecord)}
+    values = {name: value for name, value in data.items() if name in known}
+    return WorkerRecord(**values | {"plugins": tuple(values["plugins"])})
+
+
+def item_id(batch_id: str, index: int) -> str:
+    """The id of one row of a batch, as its result carries it."""
+    return f"{batch_id}/{index}"
+
+
+def cancelled(job_id: str, task: str) -> Result:
+    """The result of a job that was cancelled."""
+    return Result.failure(job_id, task, JobCancelled(f"Job {job_id} was cancelled."))

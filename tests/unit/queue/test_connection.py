@@ -1,0 +1,33 @@
+"""URLs: how they are shown, and how Celery's transport wants them."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptflow.errors import ConfigError
+from gptflow.queue.connection import for_kombu, open_client, redact
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:hunter2@host:1/0", "redis://:***@host:1/0"),
+        ("rediss://me:hunter2@host/0", "rediss://me:***@host/0"),
+        ("redis://host/0?password=hunter2&db=3", "redis://host/0?db=3"),
+        ("unix:///tmp/redis.sock", "unix:///tmp/redis.sock"),
+        ("unix://:hunter2@/tmp/redis.sock?db=1", "unix://:***@/tmp/redis.sock?db=1"),
+    ],
+)
+def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+def test_a_unix_socket_is_spelt_as_kombu_spells_it() -> None:
+    assert for_kombu("unix:///a/b.sock?db=2") == "redis+socket:///a/b.sock?virtual_host=2"
+    assert for_kombu("redis://host/0") == "redis://host/0"
+
+
+def test_a_malformed_url_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="malformed"):
+        open_client("redis://host:notaport/0")
