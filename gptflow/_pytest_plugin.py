@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from gptflow.client import Client
+    from gptflow.plugins import Registry
     from gptflow.testing import ScriptedEngine
 
 
@@ -21,9 +22,17 @@ def scripted_engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def flow(scripted_engine: ScriptedEngine) -> Iterator[Client]:
+def flow_registry() -> Registry:
+    """The plugins that `flow` serves: the installed ones. Override it to serve others."""
+    from gptflow.plugins import Registry
+
+    return Registry.load()
+
+
+@pytest.fixture
+def flow(scripted_engine: ScriptedEngine, flow_registry: Registry) -> Iterator[Client]:
     """A client whose worker is inside the test, on the scripted engine."""
     from gptflow.client import Client
 
-    with Client("memory://", engine=scripted_engine) as client:
+    with Client("memory://", engine=scripted_engine, registry=flow_registry) as client:
         yield client

@@ -18,6 +18,7 @@ from gptflow.request import JobClass
 from gptflow.transport import BatchRecord, Transport, connect
 
 if TYPE_CHECKING:
+    from gptflow.plugins import Registry
     from gptflow.request import Engine
 
 ITEMS_PER_MESSAGE = 64
@@ -34,6 +35,7 @@ class Client:
             process; by default `GPTFLOW_REDIS_URL`.
         settings: in place of those that `gptflow.config.load` finds.
         engine: what serves a `memory://` client in place of the settings' model.
+        registry: the plugins of a `memory://` client in place of the installed ones.
 
     Raises:
         ConfigError: no URL is set, or it is malformed.
@@ -45,13 +47,14 @@ class Client:
         *,
         settings: config.Settings | None = None,
         engine: Engine | None = None,
+        registry: Registry | None = None,
     ) -> None:
         if settings is None:
             settings = config.load(redis_url=url)
         elif url is not None:
             settings = config.load(**settings.model_dump(exclude={"redis_url"}), redis_url=url)
         self.settings = settings
-        self._transport: Transport = connect(settings, engine=engine)
+        self._transport: Transport = connect(settings, engine=engine, registry=registry)
 
     def submit(
         self,

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from gptflow.config import Settings
 from gptflow.envelope import Envelope
 from gptflow.errors import ConfigError
 from gptflow.result import Result, State
-
-if TYPE_CHECKING:
-    from gptflow.request import Engine
 
 # By name, not by import: a caller loads only the transport that the URL asks for.
 _FACTORIES = {
@@ -137,15 +134,15 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-def connect(settings: Settings, *, engine: Engine | None = None) -> Transport:
+def connect(settings: Settings, **inside: Any) -> Transport:
     """The transport for the settings' URL.
 
     Args:
-        engine: serves `memory://`; by default the settings' model is loaded in this process.
+        inside: what the worker inside this process is made of, for `memory://` only:
+            `engine`, `registry`. None means not given.
 
     Raises:
-        ConfigError: there is no URL, or its scheme is unknown.
-        BrokerUnavailable: nothing answers there.
+        ConfigError: there is no URL, its scheme is unknown, or it takes nothing inside.
     """
     url = settings.broker_url
     if url is None:
@@ -157,6 +154,12 @@ def connect(settings: Settings, *, engine: Engine | None = None) -> Transport:
     if scheme not in _FACTORIES:
         known = ", ".join(f"{name}://" for name in _FACTORIES)
         raise ConfigError(f"A Redis URL cannot start with {scheme!r}.", hint=f"Use one of {known}.")
+    given = {name: value for name, value in inside.items() if value is not None}
+    if given and scheme != "memory":
+        raise ConfigError(
+            f"A worker behind {scheme}:// brings its own {' and '.join(given)}.",
+            hint="Use memory:// for a worker inside this process.",
+        )
     factory: Any = pkgutil.resolve_name(_FACTORIES[scheme])
-    transport: Transport = factory(settings, engine=engine) if engine else factory(settings)
+    transport: Transport = factory(settings, **given)
     return transport

@@ -95,7 +95,7 @@ def test_vectors_have_length_one_and_differ_by_text():
 def test_text_is_streamed_word_by_word():
     deltas = []
     ask(Generate(), ScriptedEngine(generate="One two three."), on_delta=deltas.append)
-    assert "".join(delta.text for delta in deltas).strip() == "One two three."
+    assert "".join(delta.text for delta in deltas) == "One two three."
     assert len(deltas) == 3
 
 

@@ -1,0 +1,155 @@
+"""Checking: what `gptflow plugins check` finds wrong with a plugin. Nothing is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from gptflow.errors import GPTFlowError, PluginError
+from gptflow.plugins import AnyTask, PluginInfo, Registry
+from gptflow.testing import TaskContract, run_result
+
+Severity = Literal["error", "warning"]
+
+# A test that these repeat line by line.
+_EXAMPLES = "test_every_example_gives_an_output"
+# A task may mean it: its own tests say so by `blank_is_empty = False`, which is not seen here.
+_DEBATABLE = {"test_blank_text_is_refused_without_asking_the_model"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        severity: an `error` breaks a promise of the plugin contract; a `warning` may be meant.
+        location: `file:line`, or the module.
+    """
+
+    plugin: str
+    severity: Severity
+    message: str
+    location: str
+
+    def as_dict(self) -> dict[str, str]:
+        return dataclasses.asdict(self)
+
+
+def check_plugin(registry: Registry, name: str) -> list[Finding]:
+    """Check that a plugin loads, keeps the contract and documents itself, without a model.
+
+    Returns:
+        What is wrong, the gravest first; nothing if all is well.
+
+    Raises:
+        PluginError: there is no plugin of this name.
+    """
+    info = registry.plugins.get(name)
+    if info is None:
+        close = get_close_matches(name, registry.plugins, n=1)
+        raise PluginError(
+            f"No plugin {name!r} is installed.",
+            hint=f"Did you mean {close[0]!r}?" if close else "`gptflow plugins list` shows them.",
+        )
+    if info.error is not None:
+        return [
+            Finding(plugin=name, severity="error", message=str(info.error), location=info.module)
+        ]
+    found = (
+        Finding(plugin=name, severity=severity, message=message, location=location)
+        for severity, message, location in _problems(registry, info)
+    )
+    return sorted(found, key=lambda finding: finding.severity)
+
+
+_Problem = tuple[Severity, str, str]
+
+
+def _problems(registry: Registry, info: PluginInfo) -> Iterator[_Problem]:
+    if not info.hooks:
+        yield "warning", "It implements no hook: is a `@hookimpl` missing?", info.module
+    if info.distribution and not _describes_itself(info.distribution):
+        yield "warning", f"{info.distribution} has no README.", info.module
+    for name in info.tasks:
+        task = registry.task(name)
+        yield from _check_contract(task)
+        yield from _check_examples(task)
+    for schedule in registry.schedules.values():
+        if schedule.plugin == info.name:
+            try:
+                registry.task(schedule.task).parse(schedule.input)
+            except GPTFlowError as error:
+                yield "error", f"Schedule {schedule.name!r}: {error}", info.module
+
+
+def _describes_itself(distribution: str) -> bool:
+    metadata = importlib.metadata.metadata(distribution).json
+    return bool(str(metadata.get("description", "")).strip())
+
+
+def _check_contract(task: AnyTask) -> Iterator[_Problem]:
+    contract = type("Contract", (TaskContract,), {"task": task})()
+    for test in dir(TaskContract):
+        if not test.startswith("test_") or test == _EXAMPLES:
+            continue
+        try:
+            getattr(contract, test)()
+        except Exception as error:  # noqa: BLE001  a plugin may raise anything
+            reason = "".join(f": {line}" for line in str(error).splitlines()[:1]).rstrip(".")
+            claim = test.removeprefix("test_").replace("_", " ")
+            severity: Severity = "warning" if test in _DEBATABLE else "error"
+            yield severity, f"Task {task.name}: not so: {claim}{reason}.", task.location
+
+
+def _check_examples(task: AnyTask) -> Iterator[_Problem]:
+    path = Path(task.directory) / task.examples
+    if not path.is_file():
+        yield "error", f"Task {task.name} has no examples.", str(path)
+        return
+    rows = 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+            mine = row.get("task", task.name) == task.name
+        except (ValueError, AttributeError):
+            yield "error", "An example is not a JSON object.", where
+            continue
+        if mine:
+            rows += 1
+            yield from _check_example(task, row, where)
+    if not rows:
+        yield "error", f"Task {task.name} has no examples.", str(path)
+
+
+def _check_example(task: AnyTask, row: dict[str, Any], where: str) -> Iterator[_Problem]:
+    if "input" not in row:
+        yield "error", "An example has no `input`.", where
+        return
+    result = run_result(task, row["input"])
+    if result.error is not None:
+        yield "error", f"Task {task.name} fails on an example: {result.error.message}", where
+        return
+    for problem in _misfits(task, row.get("expected")):
+        yield "error", f"Task {task.name} expects what it cannot return: {problem}.", where
+
+
+def _misfits(task: AnyTask, expected: Any) -> Iterator[str]:
+    """What of an expected output, which may be a part of one, the output type does not know."""
+    if expected is None:
+        return
+    try:
+        task.output_type.model_validate(expected)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["type"] != "missing" or len(problem["loc"]) > 1:
+                yield f"{'.'.join(map(str, problem['loc'])) or 'output'}: {problem['msg']}"
