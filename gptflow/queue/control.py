@@ -6,7 +6,7 @@ from typing import Any
 
 from gptflow.config import Settings
 from gptflow.queue.app import make_app
-from gptflow.queue.connection import reported
+from gptflow.queue.transport import open_store
 
 
 def stats(settings: Settings, *, timeout: float = 2.0) -> dict[str, dict[str, Any]]:
@@ -19,11 +19,13 @@ def stats(settings: Settings, *, timeout: float = 2.0) -> dict[str, dict[str, An
         ConfigError: there is no Redis URL.
         BrokerUnavailable: Redis does not answer.
     """
+    store = open_store(settings)
+    store.ping()  # Celery would go on trying for long
     app = make_app(settings)
     try:
-        with reported(settings.broker_url or ""), app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=1, timeout=4)
-            replies = app.control.inspect(timeout=timeout, connection=connection).stats()
+        with store.reported():
+            replies = app.control.inspect(timeout=timeout).stats()
     finally:
         app.close()
+        store.close()
     return {node: dict(answer) for node, answer in (replies or {}).items()}

@@ -67,14 +67,17 @@ class EmbeddedServer:
 
     Args:
         data_dir: where its data is kept between runs; by default nowhere.
+        port: on the loopback interface, in place of a Unix socket.
 
     Attributes:
         url: how to connect; keep it private, it may hold a password.
         description: what it is, for people.
     """
 
-    def __init__(self, data_dir: Path | None = None) -> None:
+    def __init__(self, data_dir: Path | None = None, *, port: int | None = None) -> None:
         self._given = data_dir
+        self._port = port
+        self._password = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: FileLock | None = None
         self.url = ""
@@ -151,10 +154,10 @@ class EmbeddedServer:
         return folder
 
     def _listen(self, path: Path) -> tuple[str, ...]:
-        if len(str(path).encode()) <= _SOCKET_PATH:
+        if self._port is None and len(str(path).encode()) <= _SOCKET_PATH:
             self.url = f"unix://{path}"
             return ("port 0", f"unixsocket {_quote(path)}", "unixsocketperm 700")
-        port, password = _free_port(), secrets.token_hex(16)
+        port, password = self._port or _free_port(), self._password
         self.url = f"redis://:{password}@127.0.0.1:{port}/0"
         return (f"port {port}", "bind 127.0.0.1", f"requirepass {password}")
 

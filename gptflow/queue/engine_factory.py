@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 
 from gptflow.config import Settings
@@ -9,6 +10,8 @@ from gptflow.errors import MissingDependency
 from gptflow.request import Engine
 
 logger = logging.getLogger(__name__)
+
+_RUNTIME = ("torch", "transformers", "safetensors", "llguidance")
 
 SCRIPTED = "scripted"
 """`GPTFLOW_MODEL=scripted` serves canned answers: for testing a queue without a model."""
@@ -26,15 +29,18 @@ def load_engine(settings: Settings) -> Engine:
 
         logger.warning("There is no model: every answer is scripted (GPTFLOW_MODEL=scripted).")
         return ScriptedEngine()
-    try:
-        from gptflow.engine import load
-        from gptflow.models import ModelStore
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"Running a model needs the package {error.name!r}.",
-            hint="pip install 'gptflow[runtime]'",
-        ) from None
+    for package in _RUNTIME:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(
+                f"Running a model needs the package {package!r}.",
+                hint="pip install 'gptflow[runtime]'",
+            )
+    from gptflow.models import ModelStore
+
     model = ModelStore(settings.cache_dir, offline=settings.offline).ensure(settings.model)
+    # Only now: importing torch takes seconds, which a missing model need not cost.
+    from gptflow.engine import load
+
     engine: Engine = load(
         model.path,
         device=settings.device,

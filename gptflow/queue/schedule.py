@@ -12,6 +12,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from celery import signals
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import ParseException, crontab
 
@@ -122,7 +123,11 @@ def run_beat(settings: Settings, *, log_level: str = "INFO") -> int:
     beat = app.Beat(
         scheduler_cls="gptflow.queue.schedule:PluginScheduler", quiet=True, loglevel=log_level
     )
-    logger.info("Ready: %d schedules.", len(registry.schedules))
+
+    def ready(**_: Any) -> None:
+        logger.info("Ready: %d schedules.", len(registry.schedules))
+
+    signals.beat_init.connect(ready)
     try:
         beat.run()
     except SystemExit as stop:  # how Celery's beat obeys SIGTERM

@@ -1,0 +1,109 @@
+"""What a caller sees while Redis is away, and after it was."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptflow import config
+from gptflow.client import Client
+from gptflow.errors import BrokerUnavailable
+from gptflow.queue.control import stats
+from gptflow.queue.embedded import EmbeddedServer
+from gptflow.queue.health import inspect_server
+
+LIMIT = 5.0
+
+
+@pytest.fixture
+def dead_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def blackhole() -> Iterator[int]:
+    """A port that accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield listener.getsockname()[1]
+
+
+CALLS: dict[str, Callable[[Client], Any]] = {
+    "submit": lambda flow: flow.submit("text.generate", "a secret"),
+    "submit_many": lambda flow: flow.submit_many("text.generate", ["a secret"]),
+    "wait": lambda flow: flow.job("job_01234567").wait(60),
+    "stream": lambda flow: list(flow.job("job_01234567").events(timeout=60)),
+    "cancel": lambda flow: flow.cancel("job_01234567"),
+    "list": lambda flow: flow.transport.jobs(None, 10),
+    "workers": lambda flow: flow.transport.workers(),
+    "stats": lambda flow: stats(flow.settings),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("where", ["dead_port", "blackhole"])
+def test_a_server_that_is_away_is_an_error_within_five_seconds(
+    where: str, call: str, request: pytest.FixtureRequest
+) -> None:
+    port = request.getfixturevalue(where)
+    with Client(f"redis://:hunter2@127.0.0.1:{port}/0") as flow:
+        started = time.monotonic()
+        with pytest.raises(BrokerUnavailable) as caught:
+            CALLS[call](flow)
+    assert time.monotonic() - started < LIMIT
+    assert f"127.0.0.1:{port}" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "a secret" not in str(caught.value)
+
+
+def test_a_client_gets_over_a_restart_of_the_server(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path / "data").start()
+    try:
+        with Client(server.url) as flow:
+            job = flow.submit("text.generate", "hi", key="k")
+            server.stop()
+            with pytest.raises(BrokerUnavailable):
+                flow.submit("text.generate", "hi")
+            server.start()
+            with Client(server.url) as again:
+                assert again.job(job.id).state == "queued"
+                assert again.submit("text.generate", "hi", key="k").id == job.id
+    finally:
+        server.stop()
+
+
+def test_a_worker_gets_over_a_restart_of_the_server(
+    tmp_path: Path, start: Callable[..., Any], eventually: Callable[..., None], dead_port: int
+) -> None:
+    # On a port, so that the restarted server is at the same address.
+    server = EmbeddedServer(tmp_path / "data", port=dead_port).start()
+    try:
+        worker = start("gptflow_workers.cpu", redis_url=server.url)
+        with Client(server.url) as flow:
+            eventually(lambda: len(flow.transport.workers()) == 1, 60)
+            job = flow.submit("bed.sleep", {"value": 1.5})
+            eventually(lambda: job.state == "running")
+            server.stop()
+            server.start()
+            assert job.wait(30).ok
+            assert flow.run("bed.echo", {"value": 1}, timeout=30) == {"value": 1}
+        assert worker.terminate() == 0
+    finally:
+        server.stop()
+
+
+def test_the_servers_health_can_be_asked(server: Any) -> None:
+    health = inspect_server(config.load(redis_url=server.url))
+    assert health.description.startswith(("Valkey", "Redis"))
+    assert health.eviction == "noeviction"
+    assert health.append_only
+    assert health.round_trip_ms < 1000
+    assert abs(health.time - time.time()) < 5

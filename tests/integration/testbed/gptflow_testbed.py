@@ -1,0 +1,103 @@
+"""A plugin for testing a real worker with: tasks that wait, stream, map, break."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from gptflow.hookspecs import hookimpl
+from gptflow.task import Context, Input, Output, Task
+
+
+class Value(Input):
+    value: Any
+
+
+class Answer(Output):
+    value: Any
+
+
+class Echo(Task[Value, Any, Answer]):
+    """Give back the value."""
+
+    name = "bed.echo"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        if input.value == "bad":
+            raise ValueError("the value is bad")
+        if input.value == "exit":
+            raise SystemExit(3)
+        return Answer(value=input.value)
+
+
+class Sleep(Task[Value, Any, Answer]):
+    """Wait for some seconds."""
+
+    name = "bed.sleep"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        try:
+            await asyncio.sleep(input.value)
+        except asyncio.CancelledError:
+            _note(f"cancelled {ctx.job_id}")
+            raise
+        return Answer(value=input.value)
+
+
+class Gate(Task[Value, Any, Answer]):
+    """Wait for a file to appear."""
+
+    name = "bed.gate"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        while not Path(input.value).exists():
+            await asyncio.sleep(0.02)
+        return Answer(value="open")
+
+
+class Words(Task[Value, Any, Answer]):
+    """Stream a few pieces of text, some time apart."""
+
+    name = "bed.words"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        texts = []
+        for number in range(input.value):
+            texts.append((await ctx.generate(f"part {number}", stream=True)).text)
+            await asyncio.sleep(0.08)
+        return Answer(value="".join(texts))
+
+
+class Spread(Task[Value, Any, Answer]):
+    """Add up numbers by way of another task."""
+
+    name = "bed.spread"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        results = await ctx.map("bed.echo", [{"value": n} for n in range(input.value)])
+        return Answer(value=sum(result.unwrap()["value"] for result in results))
+
+
+def _note(line: str) -> None:
+    with open(os.environ["TESTBED_NOTES"], "a", encoding="utf-8") as notes:
+        notes.write(line + "\n")
+
+
+@hookimpl
+def register_tasks(register: Any) -> None:
+    for task in (Echo, Sleep, Gate, Words, Spread):
+        register(task())
+
+
+@hookimpl
+def register_schedules(register: Any) -> None:
+    register("tick", task="bed.echo", cron="* * * * *", input={"value": "tick"})
+
+
+@hookimpl
+def on_job_finished(envelope: Any, result: Any) -> None:
+    if envelope.task == "bed.echo" and envelope.input == {"value": "observed"}:
+        _note(f"finished {result.id}")
+        raise RuntimeError("an observer that raises")
