@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptflow.client import Client as Client
     from gptflow.errors import GPTFlowError as GPTFlowError
+    from gptflow.heads import Choices as Choices
     from gptflow.heads import Choose as Choose
     from gptflow.heads import Chosen as Chosen
     from gptflow.heads import Classify as Classify
@@ -47,6 +48,7 @@ _PUBLIC = {
     "client": ("Client",),
     "errors": ("GPTFlowError",),
     "heads": (
+        "Choices",
         "Choose",
         "Chosen",
         "Classify",
