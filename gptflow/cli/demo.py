@@ -91,7 +91,7 @@ def run_demo(session: Session, client: Client) -> int:
     started = time.monotonic()
     shown = [each for each in SHOWCASES if each.task in registry.tasks]
     failures = sum(_show(client, registry, each) for each in shown)
-    if BATCH_TASK in registry.tasks:
+    if BATCH_TASK in registry.tasks and _examples(registry, BATCH_TASK):
         failures += _batch(client, registry)
     console().print(f"The demo took {time.monotonic() - started:.1f} s.", style="bold")
     return PARTIAL if failures else 0
