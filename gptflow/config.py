@@ -21,7 +21,6 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
-from pydantic_settings.exceptions import SettingsError
 
 from gptflow.errors import ConfigError
 
@@ -121,8 +120,6 @@ def load(path: Path | None = None, **flags: Any) -> Settings:
     try:
         environment = EnvSettingsSource(Settings)()
         settings = Settings(**(file | environment | given))
-    except SettingsError as error:
-        raise ConfigError(f"{error}.") from None
     except ValidationError as error:
         raise _explain(error) from None
     sources = (

@@ -146,7 +146,6 @@ class Prompt:
                     f"Prompt file {self.path!r} does not exist.", hint=f"Create {candidates[0]}."
                 )
             self._source = found.read_text(encoding="utf-8")
-        self._template  # noqa: B018  compiles it, so that a mistake shows now
         variables = self.variables
         if self.truncate is not None and self.truncate not in variables:
             raise PromptError(
@@ -165,10 +164,17 @@ class Prompt:
             raise PromptError(f"Prompt file {self.path!r} is not bound to a task yet.")
         return self._source
 
-    @property
+    @functools.cached_property
     def variables(self) -> frozenset[str]:
-        """The names that the template expects to be given."""
-        return self._variables
+        """The names that the template expects to be given.
+
+        Raises:
+            PromptError: the template does not parse.
+        """
+        from jinja2 import meta
+
+        self._template  # noqa: B018  says what is wrong with a template that does not parse
+        return frozenset(meta.find_undeclared_variables(_environment().parse(self.source)))
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -206,15 +212,6 @@ class Prompt:
 
         try:
             return _environment().from_string(self.source)
-        except TemplateError as error:
-            raise PromptError(f"Prompt {self._label} does not parse: {error}.") from error
-
-    @functools.cached_property
-    def _variables(self) -> frozenset[str]:
-        from jinja2 import TemplateError, meta
-
-        try:
-            return frozenset(meta.find_undeclared_variables(_environment().parse(self.source)))
         except TemplateError as error:
             raise PromptError(f"Prompt {self._label} does not parse: {error}.") from error
 

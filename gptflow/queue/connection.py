@@ -16,9 +16,6 @@ CONNECT_TIMEOUT = 2.0
 SOCKET_TIMEOUT = 4.0
 """Seconds. Together with one retry of a refused connection, nothing blocks for 5 seconds."""
 
-BLOCK = 2.0
-"""Seconds that one blocking read waits at most; it must stay below the socket's timeout."""
-
 
 def open_client(url: str) -> redis.Redis:
     """A thread-safe client of the server at `url`; nothing is sent yet.

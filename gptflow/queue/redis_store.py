@@ -16,7 +16,7 @@ from gptflow.queue.keys import Keys
 from gptflow.queue.message import celery_message
 from gptflow.queue.payload import Packed
 from gptflow.queue.records import Claim
-from gptflow.queue.store import LISTED, STREAM_LENGTH, Refusal, Store
+from gptflow.queue.store import BLOCK, LISTED, STREAM_LENGTH, Refusal, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
 
@@ -322,7 +322,7 @@ class RedisStore(Store):
     ) -> list[tuple[str, dict[str, Any]]]:
         stream = self.keys.stream(job_or_batch_id)
         # BLOCK 0 means for ever, so the shortest wait is a millisecond.
-        wait = max(1, int(min(block, connection.BLOCK) * 1000))
+        wait = max(1, int(min(block, BLOCK) * 1000))
         if not _ENTRY.fullmatch(after):
             raise InvalidInput(f"{after!r} is not an event's id.")
         with self.reported():

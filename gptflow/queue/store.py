@@ -18,6 +18,9 @@ LISTED = 10_000
 STREAM_LENGTH = 10_000
 """Entries of one job's stream to keep, about."""
 
+BLOCK = 2.0
+"""Seconds that one blocking read waits at most; it must stay below Redis's socket timeout."""
+
 Refusal = Literal["busy", "late", "done", "failed", "cancelled", "expired", "dead"]
 """Why a job cannot be claimed: it runs elsewhere, its deadline has passed, or it has ended."""
 

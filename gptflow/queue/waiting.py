@@ -13,9 +13,8 @@ from gptflow.config import Settings
 from gptflow.envelope import Envelope
 from gptflow.errors import JobNotFound, JobTimeout
 from gptflow.queue import records
-from gptflow.queue.connection import BLOCK
 from gptflow.queue.payload import Packed, pack
-from gptflow.queue.store import Store
+from gptflow.queue.store import BLOCK, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
 

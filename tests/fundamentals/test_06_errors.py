@@ -82,6 +82,16 @@ def test_a_job_may_be_cancelled(slow_flow):
         job.result(timeout=10)
 
 
+def test_so_may_a_batch_and_what_has_ended_stays(slow_flow):
+    batch = slow_flow.submit_many("text.answer", ["  ", "Why?", "How?"])
+    ended = batch.as_completed(timeout=10)
+    number, first = next(ended)
+    assert slow_flow.cancel(batch.id)
+    assert (number, first.state) == (0, "failed")
+    assert {result.state for _, result in ended} == {"cancelled"}
+    assert not batch.cancel()
+
+
 def test_a_job_that_has_ended_cannot_be_cancelled(flow):
     job = flow.submit("text.answer", "Why?")
     job.wait(timeout=10)

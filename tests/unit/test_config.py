@@ -1,5 +1,6 @@
 """Settings: default < file < variable < flag, and where each one came from."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -85,6 +86,14 @@ def test_an_unknown_name_like_no_other_points_to_the_list():
 def test_a_value_that_does_not_fit_is_refused_by_name(monkeypatch, name, value):
     monkeypatch.setenv(f"GPTFLOW_{name.upper()}", value)
     with pytest.raises(ConfigError, match=f"Setting '{name}'"):
+        config.load()
+
+
+@pytest.mark.parametrize("name", config.Settings.model_fields)
+@pytest.mark.parametrize("value", ["", "{", "[1]", "\udcff"])
+def test_no_variable_ever_raises_anything_else(monkeypatch, name, value):
+    monkeypatch.setenv(f"GPTFLOW_{name.upper()}", value)
+    with contextlib.suppress(ConfigError):
         config.load()
 
 

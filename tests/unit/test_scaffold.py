@@ -73,20 +73,19 @@ print(*registry.tasks)
 def test_new_packages_are_clean_by_ruff_and_mypy(packages):
     folder = packages[0].folder.parent
     config = packages[0].folder / "pyproject.toml"
-    for package in packages:
-        python("ruff", "check", "--no-cache", ".", cwd=package.folder)
-        python("ruff", "format", "--no-cache", "--check", ".", cwd=package.folder)
+    python("ruff", "check", "--no-cache", ".", cwd=folder)
+    python("ruff", "format", "--no-cache", "--check", ".", cwd=folder)
     cache = REPOSITORY / ".mypy_cache" / "new-packages"
     sources = [path for package in packages for path in package.files if path.suffix == ".py"]
     python("mypy", "--config-file", config, "--cache-dir", cache, *sources, cwd=folder)
 
 
-@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["x", LONGEST])
-def test_the_code_is_well_formatted_whatever_the_name(head, name, tmp_path):
-    folder = new_plugin(name, head=head, into=tmp_path).folder
-    python("ruff", "check", "--no-cache", ".", cwd=folder)
-    python("ruff", "format", "--no-cache", "--check", ".", cwd=folder)
+def test_the_code_is_well_formatted_whatever_the_name(name, tmp_path):
+    for head in HEADS:
+        new_plugin(name, head=head, into=tmp_path / head)
+    python("ruff", "check", "--no-cache", ".", cwd=tmp_path)
+    python("ruff", "format", "--no-cache", "--check", ".", cwd=tmp_path)
 
 
 def test_a_package_is_what_it_says(packages):
