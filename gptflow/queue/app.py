@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.exceptions import Ignore
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from gptflow.config import Settings
 from gptflow.errors import ConfigError, GPTFlowError, JobFailed
@@ -57,7 +57,7 @@ def make_app(settings: Settings) -> App:
         # job still has to be run is there, too.
         task_ignore_result=True,
         task_acks_late=False,
-        task_queues=[Queue(queue_name(job_class)) for job_class in CLASSES],
+        task_queues=[_queue(queue_name(job_class)) for job_class in CLASSES],
         task_default_queue=queue_name("standard"),
         task_create_missing_queues=False,
         worker_prefetch_multiplier=1,
@@ -92,6 +92,11 @@ def make_app(settings: Settings) -> App:
     )
     app.task(name=TASK, bind=True, throws=(GPTFlowError,), ignore_result=True)(_run)
     return app
+
+
+def _queue(name: str) -> Queue:
+    # With Celery's default, one exchange for all, a message would go to every queue.
+    return Queue(name, Exchange(name), routing_key=name)
 
 
 def _run(self: Any, envelope: Any) -> None:

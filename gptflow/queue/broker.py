@@ -14,6 +14,8 @@ from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport import redis
 
+from gptflow.queue.connection import redact
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +38,10 @@ class BrokerConnection(Connection):
 
     def get_transport_cls(self) -> type[Transport]:
         return Transport
+
+    def as_uri(self, *args: Any, **options: Any) -> str:
+        # For the log; kombu hides no password in the URL of a Unix socket.
+        return redact(super().as_uri(*args, **options))
 
 
 class BrokerAMQP(AMQP):

@@ -18,14 +18,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
-from operator import itemgetter
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from gptflow.client import ITEMS_PER_MESSAGE
 from gptflow.context import Job
-from gptflow.envelope import Envelope, Item, new_id
+from gptflow.envelope import Envelope, Item
 from gptflow.errors import (
     BrokerUnavailable,
     EngineStopped,
@@ -42,11 +41,12 @@ from gptflow.plugins import Registry
 from gptflow.queue import payload, records
 from gptflow.queue.deltas import DeltaWriter
 from gptflow.queue.handle import Handle
+from gptflow.queue.mapper import Mapper
 from gptflow.queue.records import Claim
 from gptflow.queue.store import Store
 from gptflow.request import Delta, Engine
 from gptflow.result import Result
-from gptflow.transport import BatchRecord, Transport
+from gptflow.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class Runtime:
         self._stopping = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._submitters = ThreadPoolExecutor(_SUBMITTERS, thread_name_prefix="gptflow-submit")
-        # Waiting for a map must not take a thread that the mapped items need.
-        self._mappers = ThreadPoolExecutor(concurrency, thread_name_prefix="gptflow-map")
+        self._mapper = Mapper(transport, concurrency)
         self._loop.set_default_executor(self._submitters)
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="gptflow-loop", daemon=True
@@ -149,7 +148,7 @@ class Runtime:
         self._thread.join()
         self._loop.close()
         self._submitters.shutdown(wait=False, cancel_futures=True)
-        self._mappers.shutdown(wait=False, cancel_futures=True)
+        self._mapper.close()
         self._deltas.close()
 
     # Messages, each in a thread of its own.
@@ -365,29 +364,7 @@ class Runtime:
         """
         if len(inputs) <= ITEMS_PER_MESSAGE or self.messages >= self.concurrency:
             return await self._executor.run_many(task, inputs)
-        batch_id = new_id("batch")
-        wait = partial(self._map_through_queue, batch_id, task, inputs)
-        try:
-            return await self._loop.run_in_executor(self._mappers, wait)
-        except asyncio.CancelledError:
-            self._mappers.submit(self._transport.cancel, batch_id)
-            raise
-
-    def _map_through_queue(self, batch_id: str, task: str, inputs: Sequence[Any]) -> list[Result]:
-        items = [Item(index=n, custom_id=str(n), input=value) for n, value in enumerate(inputs)]
-        chunks = [
-            Envelope(
-                task=task,
-                items=tuple(items[start : start + ITEMS_PER_MESSAGE]),
-                batch=batch_id,
-                job_class="batch",
-            )
-            for start in range(0, len(items), ITEMS_PER_MESSAGE)
-        ]
-        record = BatchRecord(id=batch_id, task=task, total=len(items), submitted=time.time())
-        self._transport.submit_batch(record, chunks)
-        ended = self._transport.batch_results(batch_id, None)
-        return [result for _, result in sorted(ended, key=itemgetter(0))]
+        return await self._mapper.run(task, inputs)
 
 
 async def _cancel_tasks() -> None:

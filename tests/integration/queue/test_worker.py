@@ -17,6 +17,7 @@ from gptflow.client import Client
 from gptflow.envelope import Envelope, new_id
 from gptflow.queue.app import make_app
 from gptflow.queue.control import stats
+from gptflow.queue.keys import CLASSES
 from gptflow.queue.message import TASK, celery_message
 from gptflow.queue.payload import Packed, dumps, pack
 
@@ -105,6 +106,8 @@ def test_a_message_by_hand_is_one_that_celery_would_send(own: Client) -> None:
         TASK, [envelope.to_wire()], task_id=envelope.id, queue="gf.standard", shadow="bed.echo"
     )
     app.close()
+    lengths = [store.client.llen(store.keys.queue(job_class)) for job_class in CLASSES]
+    assert lengths == [0, 1, 0]
     celerys = json.loads(store.client.rpop(store.keys.queue("standard")))
     ours = json.loads(celery_message(pack(envelope, reference="", inline=100, limit=1000)))
     assert set(ours) == set(celerys)

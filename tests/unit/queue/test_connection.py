@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptflow.errors import ConfigError
+from gptflow.queue.broker import BrokerConnection
 from gptflow.queue.connection import for_kombu, open_client, redact
 
 
@@ -31,3 +32,9 @@ def test_a_unix_socket_is_spelt_as_kombu_spells_it() -> None:
 def test_a_malformed_url_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="malformed"):
         open_client("redis://host:notaport/0")
+
+
+def test_a_password_of_a_unix_socket_stays_out_of_celerys_log() -> None:
+    shown = BrokerConnection(for_kombu("unix://:hunter2@/tmp/redis.sock")).as_uri()
+    assert "hunter2" not in shown
+    assert "/tmp/redis.sock" in shown
