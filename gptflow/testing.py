@@ -58,8 +58,8 @@ class ScriptedEngine:
         generate: the continuation, or a function of the prompt's text.
         json: the value, or a function of the prompt's text; by default the least value that
             fits the schema.
-        choose: the label, or a function of the prompt's text and the labels; by default one
-            that depends on the prompt.
+        choose: the label, or a function of the prompt's text and the labels that gives a label
+            or every label's score; by default a label that depends on the prompt.
         score: the number, or a function of the prompt's text.
         context: tokens of the context; a token is four characters.
 
@@ -72,7 +72,7 @@ class ScriptedEngine:
         *,
         generate: str | Callable[[str], str] = "A scripted answer.",
         json: Any = None,
-        choose: str | Callable[[str, tuple[str, ...]], str] | None = None,
+        choose: str | Callable[[str, tuple[str, ...]], str | Mapping[str, float]] | None = None,
         score: float | Callable[[str], float] | None = None,
         context: int = 2048,
     ) -> None:
@@ -138,15 +138,21 @@ class ScriptedEngine:
                 raise UnsupportedHead(f"The scripted engine has no {type(head).__name__}.")
 
     def _chosen(self, head: Choose, text: str, usage: Usage) -> Chosen:
-        if callable(self._choose):
-            label = self._choose(text, head.labels)
-        elif self._choose in head.labels:
-            label = str(self._choose)
+        answer = self._choose(text, head.labels) if callable(self._choose) else self._choose
+        if isinstance(answer, Mapping):
+            scores = answer
         else:
-            label = max(head.labels, key=lambda label: _noise(label + text))
-        rest = 0.1 / (len(head.labels) - 1)
-        probs = {name: 0.9 if name == label else rest for name in head.labels}
-        return Chosen(label=label, probs=probs, usage=usage)
+            if answer not in head.labels and not callable(self._choose):
+                answer = max(head.labels, key=lambda label: _noise(label + text))
+            rest = math.log(0.1 / (len(head.labels) - 1))
+            scores = {name: math.log(0.9) if name == answer else rest for name in head.labels}
+        total = math.fsum(map(math.exp, scores.values()))
+        return Chosen(
+            label=max(head.labels, key=scores.__getitem__),
+            probs={name: math.exp(score) / total for name, score in scores.items()},
+            scores=scores,
+            usage=usage,
+        )
 
 
 def registry_of(*tasks: AnyTask) -> Registry:
