@@ -34,13 +34,17 @@ _STOP_SECONDS = 10.0
 # are gone, killed or not. The server is in the background, so Ctrl-C does not reach it.
 _GUARD = """
 exec 3<&0
+private=$1; shift
 "$@" </dev/null & server=$!
-{ read -r _ <&3; kill -TERM $server 2>/dev/null; } & guard=$!
+{ read -r _ <&3; : >"$private/released"; kill -TERM $server 2>/dev/null; } & guard=$!
 exec 3<&- </dev/null
 wait $server; status=$?
-kill $guard 2>/dev/null
+if [ -e "$private/released" ]; then rm -rf "$private"; else kill $guard 2>/dev/null; fi
 exit $status
 """
+
+
+_SHELL = ("/bin/sh", "-c", _GUARD, "gptflow-redis")
 
 
 def find_server() -> Path:
@@ -101,7 +105,7 @@ class EmbeddedServer:
             config.touch(mode=0o600)
             config.write_text("\n".join((*listen, *self._options())) + "\n", encoding="utf-8")
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARD, "gptflow-redis", str(program), str(config)],
+                [*_SHELL, str(self._private), str(program), str(config)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

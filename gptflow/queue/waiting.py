@@ -120,6 +120,8 @@ class StoreTransport:
         if record.finished:
             return False
         self.store.mark_batch_cancelled(batch_id)
+        # Counted first: once it is told to stop, a worker records the rest at any moment.
+        stopped = len(self.store.ended_items(batch_id)) < record.total
         for job_id in self.store.members(batch_id):
             self.store.end(records.cancelled(job_id, record.task), announce=True)
         left = sorted(set(range(record.total)) - self.store.ended_items(batch_id))
@@ -128,7 +130,7 @@ class StoreTransport:
             ids = {number: records.item_id(batch_id, number) for number in part}
             results = {number: records.cancelled(ids[number], record.task) for number in part}
             self.store.finish_items(batch_id, results)
-        return bool(left)
+        return stopped
 
     def workers(self) -> list[WorkerRecord]:
         """The workers that are ready, the longest-running first."""

@@ -76,12 +76,14 @@ def test_it_does_not_outlive_the_process_that_started_it(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout is not None
-        client = connect(owner.stdout.readline().strip())
+        url = owner.stdout.readline().strip()
+        client = connect(url)
         pid = client.info("server")["process_id"]
         client.close()
         os.kill(pid, 0)
         getattr(owner, how)()
     eventually(lambda: not is_alive(pid))
+    eventually(lambda: not Path(url.removeprefix("unix://")).parent.exists())
 
 
 def is_alive(pid: int) -> bool:
