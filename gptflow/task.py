@@ -47,11 +47,13 @@ from gptflow.errors import EmptyInput, InvalidInput, PluginError, PromptError
 from gptflow.heads import (
     Choose,
     Chosen,
+    Classify,
     Embed,
     Embedded,
     Generate,
     Generated,
     Head,
+    MultiHead,
     Parsed,
     Raw,
     Score,
@@ -302,13 +304,20 @@ class Task(abc.ABC, Generic[In, RawT, Out]):
         return f"{path}:{line}"
 
     def prompts(self) -> dict[str, Prompt]:
-        """Every prompt that is an attribute of the class, by attribute name."""
-        return {
+        """Every prompt of the class and of its head, by attribute name or `head.NAME`."""
+        own = {
             name: value
             for cls in reversed(type(self).__mro__)
             for name, value in vars(cls).items()
             if isinstance(value, Prompt)
         }
+        heads = self.head.heads if isinstance(self.head, MultiHead) else {"fallback": self.head}
+        nested = {
+            f"head.{name}": head.fallback
+            for name, head in heads.items()
+            if isinstance(head, Classify) and head.fallback is not None
+        }
+        return own | nested
 
     def check(self) -> None:
         """Read the prompts and check the declaration; called when the task is registered.

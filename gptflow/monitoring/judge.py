@@ -1,0 +1,153 @@
+"""Judging: hold the buckets that closed since the last run against the series' past.
+
+A bucket closes when the newest post is later than its end by the permitted lateness. A feed that
+falls silent stops this clock, so that a broken source is not taken for calm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gptflow.monitoring import alerts
+from gptflow.monitoring.calibration import calibrate
+from gptflow.monitoring.monitors import Monitor
+from gptflow.monitoring.series import Key, Point, counts, floor
+from gptflow.monitoring.store import Changes, State
+from gptflow.monitoring.surge import DAY, WEEK, Counts, Rule, Spread
+from gptflow.monitoring.tracking import NEW_NORMAL, Panel, Signal, Track
+
+HISTORY = 10 * WEEK
+"""Seconds of series and texts that are kept: eight weeks of baseline and room for the lags."""
+
+FEWEST_NEGATIVES = 7
+"""A series with fewer of them in all its history can neither fire nor teach anything."""
+
+
+def judge(
+    changes: Changes, monitor: Monitor, state: State, *, now: float
+) -> tuple[State, list[dict[str, Any]]]:
+    """Judge each bucket that closed, in order.
+
+    Returns:
+        Where the monitor then stands, and the alerts that changed, already recorded.
+    """
+    if state.first is None or state.newest is None:
+        return state, []
+    bucket = monitor.bucket
+    closed = floor(min(state.newest, now) - monitor.lateness, bucket)
+    since = state.first if state.judged is None else state.judged
+    if closed <= since:
+        return state, []
+    origin = max(state.first, floor(since - HISTORY, DAY))
+    points = {
+        key: series
+        for key, series in changes.series(monitor.name, since=origin).items()
+        if sum(point.negative for point in series.values()) >= FEWEST_NEGATIVES
+    }
+    series = {
+        key: counts(found, start=origin, stop=closed, bucket=bucket)
+        for key, found in points.items()
+    }
+    open_alerts = _known(changes, monitor, series, origin)
+    state = _calibrated(monitor, state, series, closed)
+    rule = dataclasses.replace(monitor.rule, **state.calibration.get("thresholds", {}))
+    stored = changes.tracks(monitor.name)
+    tracks = {key: _load(stored[key], origin // bucket) for key in series if key in stored}
+    panel: Panel[Key] = Panel(series, tracks, rule)
+    changed: dict[str, dict[str, Any]] = {}
+    for end in range((since - origin) // bucket + 1, (closed - origin) // bucket + 1):
+        for signal in panel.step(end):
+            alert = _change(
+                changes, monitor, signal, open_alerts, points[signal.key], origin + end * bucket
+            )
+            changed[alert["alert_id"]] = alert
+    for alert in changed.values():
+        changes.save_alert(alert, delivered=False)
+    changes.save_tracks(
+        monitor.name, {key: _dump(track, origin // bucket) for key, track in panel.tracks.items()}
+    )
+    return dataclasses.replace(state, judged=closed), list(changed.values())
+
+
+def _change(
+    changes: Changes,
+    monitor: Monitor,
+    signal: Signal[Key],
+    open_alerts: dict[Key, dict[str, Any]],
+    points: Mapping[int, Point],
+    end: int,
+) -> dict[str, Any]:
+    """The alert that a signal is about, as it now is."""
+    before = open_alerts.get(signal.key)
+    if signal.change == "opened" or before is None:
+        alert = alerts.opened(changes, monitor.name, signal, points, end=end, bucket=monitor.bucket)
+    elif signal.change == "escalated":
+        alert = alerts.escalated(changes, before, signal, points, end)
+    else:
+        alert = alerts.resolved(before, end)
+    open_alerts[signal.key] = alert
+    return alert
+
+
+def _known(
+    changes: Changes, monitor: Monitor, series: Mapping[Key, Counts], origin: int
+) -> dict[Key, dict[str, Any]]:
+    """The open alerts; what any alert covers is kept out of the baselines."""
+    open_alerts: dict[Key, dict[str, Any]] = {}
+    for alert in changes.alerts(monitor.name, limit=1000):
+        key = Key(alert["topic"], alert["entity"] or "")
+        if alert["status"] == "firing":
+            open_alerts.setdefault(key, alert)
+        if key in series:
+            start = alert["window"]["start"]
+            end = min(alert["window"]["end"], start + NEW_NORMAL)
+            if end > origin:
+                series[key].exclude(
+                    (start - origin) // monitor.bucket, (end - origin) // monitor.bucket
+                )
+    return open_alerts
+
+
+def _calibrated(monitor: Monitor, state: State, series: Mapping[Key, Counts], closed: int) -> State:
+    """Find the thresholds anew, once a day, from what came before the buckets to be judged."""
+    if state.judged is None or closed - state.calibration.get("at", 0) < DAY:
+        return state
+    upto = (state.judged - closed) // monitor.bucket
+    past = {key: found.head(len(found) + upto) for key, found in series.items()}
+    found = calibrate([past], monitor.rule, budget=monitor.false_alarms) if past else None
+    if found is None:
+        return state
+    thresholds = {"alpha": found.rule.alpha, "cusum_limit": found.rule.cusum_limit}
+    return dataclasses.replace(
+        state,
+        calibration={
+            "at": closed,
+            "thresholds": thresholds,
+            "series_weeks": found.series_weeks,
+            "alarms": found.alarms,
+        },
+    )
+
+
+def _load(stored: Mapping[str, Any], origin: int) -> Track:
+    """A track with its buckets numbered from the origin."""
+    spreads = {int(width): Spread(**spread) for width, spread in stored["spreads"].items()}
+    return _shifted(Track(**{**stored, "spreads": spreads}), -origin)
+
+
+def _dump(track: Track, origin: int) -> dict[str, Any]:
+    """A track with its buckets numbered from 1970, as JSON."""
+    return dataclasses.asdict(_shifted(track, origin))
+
+
+def _shifted(track: Track, by: int) -> Track:
+    return dataclasses.replace(
+        track,
+        opened=None if track.opened is None else track.opened + by,
+        fired=None if track.fired is None else track.fired + by,
+    )
+
+
+__all__ = ["HISTORY", "Rule", "judge"]
