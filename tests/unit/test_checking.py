@@ -1,9 +1,11 @@
 """`gptflow plugins check` finds what is wrong, and where."""
 
 import json
+import os
 
 import pytest
 
+from gptflow import config
 from gptflow.checking import check_plugin
 from gptflow.errors import PluginError
 from gptflow.heads import Choose, Chosen
@@ -141,24 +143,12 @@ def test_a_task_without_examples_is_told_where_to_put_them(check, lines, tmp_pat
         ("[]", "not a JSON object"),
         ('{"text": "x"}', "no `input`"),
         ('{"input": {"txt": "x"}}', "fails on an example: Task 'test.read' has no input field"),
-        (
-            '{"input": "x", "expected": {"lable": "good"}}',
-            "expects what it cannot return: lable: Extra inputs are not permitted",
-        ),
-        (
-            '{"input": "x", "expected": {"score": "high"}}',
-            "expects what it cannot return: score: Input should be a valid number",
-        ),
     ],
 )
 def test_a_wrong_example_is_named_by_its_line(check, line, complaint, tmp_path):
     findings = check(lines=[GOOD, "", line])
     mine = [finding for finding in findings if complaint in finding.message]
     assert [finding.location for finding in mine] == [f"{tmp_path / 'examples.jsonl'}:3"]
-
-
-def test_an_example_may_expect_a_part_of_the_output(check):
-    assert check(lines=['{"input": "x", "expected": {"score": 0.5}}', '{"input": "y"}']) == []
 
 
 def test_a_schedule_needs_a_task_and_an_input_that_fits(check):
@@ -174,6 +164,31 @@ def test_a_schedule_needs_a_task_and_an_input_that_fits(check):
     assert "'mine.lost'" in messages[0]
     assert "Did you mean 'test.read'?" in messages[0]
     assert "'mine.wrong'" in messages[1]
+
+
+def test_a_task_that_keeps_a_state_is_warned_about_and_its_state_is_not_touched(
+    check, tmp_path, monkeypatch
+):
+    class Counts(Read):
+        """Count the posts of all times."""
+
+        def postprocess(self, input, raw):
+            state = config.load().data_dir / "count"
+            count = int(state.read_text()) + 1 if state.exists() else 1
+            state.write_text(str(count))
+            return Mood(label=str(count))
+
+    mine = tmp_path / "data"
+    mine.mkdir()
+    (mine / "count").write_text("41")
+    for given in (str(mine), None):
+        if given is None:
+            monkeypatch.delenv("GPTFLOW_DATA_DIR")
+        else:
+            monkeypatch.setenv("GPTFLOW_DATA_DIR", given)
+        assert {severity for severity, _ in told(check(Counts))} == {"warning"}
+        assert os.environ.get("GPTFLOW_DATA_DIR") == given
+    assert (mine / "count").read_text() == "41"
 
 
 def test_errors_come_before_warnings(check):
