@@ -133,7 +133,7 @@ def test_plugins_new_writes_a_package_and_says_what_to_type_next(
 ) -> None:
     outcome = gptflow("plugins", "new", "mood", "--head", "choose")
     assert outcome.code == 0
-    assert (tmp_path / "mood" / "pyproject.toml").is_file() or list(tmp_path.glob("*/pyproject.toml"))
+    assert (tmp_path / "gptflow-mood" / "pyproject.toml").is_file()
     assert len(outcome.out.partition("Next:\n")[2].strip().splitlines()) == 3
 
 
