@@ -37,6 +37,11 @@ class Session:
         self._redis_url = redis_url
         self.verbose = verbose
 
+    @property
+    def log_level(self) -> str:
+        """Of the long-running processes."""
+        return "DEBUG" if self.verbose else "INFO"
+
     def settings(self, **flags: Any) -> Settings:
         """The settings, with this call's flags on top."""
         from gptflow import config

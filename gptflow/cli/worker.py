@@ -33,7 +33,7 @@ def worker(
 
     device = {"auto": None, "cpu": "cpu", "gpu": "cuda"}[profile]
     settings = session.settings(model=model, device=device, slots=slots, concurrency=concurrency)
-    return run_worker(settings)
+    return run_worker(settings, log_level=session.log_level)
 
 
 @click.command(short_help="Start the scheduler.")
@@ -42,4 +42,4 @@ def beat(session: Session) -> int:
     """Start the scheduler. Several may run: each schedule fires once."""
     from gptflow.queue.schedule import run_beat
 
-    return run_beat(session.settings())
+    return run_beat(session.settings(), log_level=session.log_level)

@@ -71,7 +71,7 @@ class WheelSource:
         # pip's own temporary files go where a killed pull is swept up.
         environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder)}
         try:
-            result = subprocess.run(  # noqa: S603 (no part of it is a user's)
+            result = subprocess.run(
                 command, env=environment, cwd=folder, capture_output=True, text=True, check=False
             )
         except OSError as error:

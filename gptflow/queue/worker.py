@@ -62,6 +62,8 @@ def run_worker(
 def set_up_logging(level: str) -> None:
     """Log to standard error in one format, Celery's lines included."""
     logging.basicConfig(level=level, format=_FORMAT, datefmt="%H:%M:%S", force=True)
+    for handler in logging.root.handlers:
+        handler.setLevel(level)  # some libraries open their own loggers wider than the root
     if level != "DEBUG":
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
