@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gptflow.errors import InvalidInput
 from gptflow.request import JobClass
 
+MAX_CUSTOM_ID = 256
+"""Characters of a caller's own name for a row of a batch."""
+
 ID_PATTERN = r"^(job|batch)_[0-9a-f-]{8,64}$"
 
 
@@ -30,7 +33,7 @@ class Item(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     index: int = Field(ge=0)
-    custom_id: str = Field(max_length=256)
+    custom_id: str = Field(max_length=MAX_CUSTOM_ID)
     input: Any
 
 

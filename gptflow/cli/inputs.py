@@ -42,7 +42,7 @@ def read_input(task: str, given: str | None, registry: Registry) -> Any:
             return json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidInput(f"{path} cannot be read: {error.strerror}.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{path} is not JSON: {error}.") from None
     return _text_or_object(given, "the argument")
 
@@ -52,7 +52,7 @@ def _text_or_object(text: str, where: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         # Text may begin with a brace without meaning JSON, as code does.
         if text.rstrip().endswith("}") and '"' in text:
             raise InvalidInput(f"{where.capitalize()} looks like JSON but is not.") from None

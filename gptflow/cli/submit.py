@@ -56,7 +56,8 @@ def submit(
     The output has one line a row, in the rows' order: custom_id, output, error, provenance.
     A row that fails does not stop the others; the exit code is then 9.
     """
-    rows, bad = _read_rows(file)
+    settings = session.settings(model=model)
+    rows, bad = _read_rows(file, settings.max_payload)
     total = len(rows) + len(bad)
     if not total:
         raise InvalidInput(f"{file} has no rows.")
@@ -111,21 +112,41 @@ def _collect(
     return lines
 
 
-def _read_rows(file: str) -> tuple[dict[int, Any], dict[int, dict[str, Any]]]:
+def _read_rows(file: str, max_payload: int) -> tuple[dict[int, Any], dict[int, dict[str, Any]]]:
     """The good rows, and an output line for each bad one, by line number."""
     rows: dict[int, Any] = {}
     bad: dict[int, dict[str, Any]] = {}
     for number, line in _lines(file):
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            bad[number] = _bad_row(number, f"Line {number} is not JSON: {error}.")
-            continue
-        if row is None:
-            bad[number] = _bad_row(number, f"Line {number} holds no input.")
-        else:
-            rows[number] = row
+            if len(line) > max_payload:
+                raise ValueError(f"has {len(line)} bytes; {max_payload} are taken")
+            rows[number] = _parse_row(line, number)
+        except (ValueError, RecursionError) as error:
+            bad[number] = _bad_row(number, f"Line {number} {error}.")
     return rows, bad
+
+
+def _parse_row(line: bytes, number: int) -> Any:
+    """One row of the file. Raises `ValueError` with the end of a sentence on what is wrong."""
+    from gptflow.client import split_row
+    from gptflow.envelope import MAX_CUSTOM_ID
+
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    custom_id, value = split_row(row, number)
+    if value is None:
+        raise ValueError("holds no input")
+    if len(custom_id) > MAX_CUSTOM_ID:
+        raise ValueError(f"has an id of over {MAX_CUSTOM_ID} characters")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _lines(file: str) -> Iterator[tuple[int, bytes]]:

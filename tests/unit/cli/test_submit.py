@@ -62,3 +62,23 @@ def test_an_unknown_task_fails_every_row(gptflow: Any, tmp_path: Path) -> None:
     outcome = gptflow("submit", "text.gnerate", "in.jsonl", "--out", "out.jsonl", "--local")
     assert outcome.code == 9
     assert {line["error"]["code"] for line in _read(tmp_path / "out.jsonl")} == {"GF210"}
+
+
+def test_rows_that_no_queue_would_take_fail_alone(gptflow: Any, tmp_path: Path) -> None:
+    strange = [
+        '{"text": NaN}',
+        "[" * 100_000,
+        json.dumps({"custom_id": "x" * 300, "input": "text"}),
+        json.dumps({"custom_id": "none", "input": None}),
+        '{"text": "\\ud800 lone"}',
+        json.dumps({"text": "fine"}),
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(strange), encoding="utf-8")
+    outcome = gptflow("submit", "text.generate", "in.jsonl", "--out", "out.jsonl", "--local")
+    assert outcome.code == 9
+    lines = _read(tmp_path / "out.jsonl")
+    assert [line["error"] is None for line in lines] == [False] * 4 + [True] * 2
+    assert "NaN is not a JSON number" in lines[0]["error"]["message"]
+    assert "nested too deeply" in lines[1]["error"]["message"]
+    assert "over 256 characters" in lines[2]["error"]["message"]
+    assert "holds no input" in lines[3]["error"]["message"]
