@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 
@@ -35,24 +36,39 @@ def pick(
     low, high = min(scores), max(scores)
     scaled = [(score - low) / (high - low) if high > low else 1.0 for score in scores]
     nearest = [0.0] * len(scores)
-    left = list(order)
+    compared = [0] * len(scores)
     taken: Counter[str] = Counter()
-    full: set[str] = set()
     chosen: list[int] = []
+
+    def loss(i: int) -> float:
+        """What choosing a candidate costs; it never falls while more are chosen."""
+        return round(diversity * nearest[i] - (1 - diversity) * scaled[i], _DIGITS)
+
+    def is_full(i: int) -> bool:
+        category = standings[i].candidate.category
+        return category_cap is not None and category is not None and taken[category] >= category_cap
+
+    # Losses never fall, so whoever is first with a fresh loss beats all the stale ones behind.
+    heap = [(loss(i), place, i) for place, i in enumerate(order)]
+    heapq.heapify(heap)
     kept_out: list[int] = []
-    while left and len(chosen) < k:
-        gains = [round((1 - diversity) * scaled[i] - diversity * nearest[i], _DIGITS) for i in left]
-        best = left.pop(gains.index(max(gains)))
-        chosen.append(best)
-        for i, cosine in space.cosines(space.vectors[best]).items():
-            nearest[i] = max(nearest[i], cosine)
-        category = standings[best].candidate.category
-        if category is not None:
+    while heap and len(chosen) < k:
+        _, place, i = heapq.heappop(heap)
+        if is_full(i):
+            kept_out.append(i)
+            continue
+        if diversity:
+            cosines = (space.cosine(i, other) for other in chosen[compared[i] :])
+            nearest[i] = max(nearest[i], *cosines, 0.0)
+            compared[i] = len(chosen)
+        entry = (loss(i), place, i)
+        if heap and heap[0] < entry:
+            heapq.heappush(heap, entry)
+            continue
+        chosen.append(i)
+        if (category := standings[i].candidate.category) is not None:
             taken[category] += 1
-            if taken[category] == category_cap:
-                full.add(category)
-                kept_out += [i for i in left if standings[i].candidate.category == category]
-                left = [i for i in left if standings[i].candidate.category != category]
+    kept_out += [i for _, _, i in heap if is_full(i)]
     lowest = min(scores[i] for i in chosen)
     short = len(chosen) < k
-    return chosen, [i for i in kept_out if short or scores[i] > lowest]
+    return chosen, sorted(i for i in kept_out if short or scores[i] > lowest)

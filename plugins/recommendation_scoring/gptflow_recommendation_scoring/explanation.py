@@ -26,5 +26,5 @@ def explain(standing: Standing, nearest: Entry | None) -> str:
         if parts
     ]
     if nearest is not None:
-        sentences.append(f"Nearest in the history: {one_line(nearest.text, _TITLE)}.")
+        sentences.append(f"Nearest in the history: “{one_line(nearest.text, _TITLE)}”.")
     return " ".join(sentences) or "Nothing tells it apart."

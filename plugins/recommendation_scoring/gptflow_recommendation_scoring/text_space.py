@@ -75,6 +75,12 @@ class TextSpace:
                 dots[number] += weight * other
         return {number: min(dot, 1.0) for number, dot in dots.items()}
 
+    def cosine(self, a: int, b: int) -> float:
+        """The cosine of two texts, by their numbers."""
+        other = self.vectors[b]
+        dot = sum(weight * other.get(token, 0.0) for token, weight in self.vectors[a].items())
+        return min(dot, 1.0)
+
     def _unit(self, counts: Counter[str]) -> Vector:
         return _normalised(
             {

@@ -429,7 +429,7 @@ def test_explanations_come_from_the_contributions():
     first = rank(candidates, engine=liking(dragon=2.0)).items[0]
     assert first.explanation == (
         "For: interest +1.00, similarity +0.50, popularity +0.30. "
-        "Nearest in the history: Dragon riders of the north."
+        "Nearest in the history: “Dragon riders of the north”."
     )
 
 
