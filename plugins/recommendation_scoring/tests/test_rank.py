@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptflow.client import Client
 from gptflow.errors import InvalidInput
 from gptflow.heads import Choose, Score
 from gptflow.testing import FORGED, ScriptedEngine, TaskContract, run, run_result
@@ -491,29 +490,3 @@ def test_every_ranking_is_sound(candidates, options):
         for name, part in entry.contributions.items():
             assert abs(part) <= abs(output.weights[name]) + 1e-6
     json.dumps(output.model_dump(mode="json"), allow_nan=False)
-
-
-# The real model
-
-
-@pytest.mark.model
-def test_the_real_model_prefers_what_is_like_the_history():
-    from gptflow.errors import GPTFlowError
-
-    candidates = [
-        item("space", "Europa Station: a crew drills under the ice of Jupiter's moon"),
-        item("love", "Wedding at the Lake: two rival florists fall in love"),
-    ]
-    history = [
-        {"item_id": "h1", "text": "Red Dust: the first colony on Mars loses contact with Earth"},
-        {"item_id": "h2", "text": "The Last Orbit: a lone astronaut repairs a space station"},
-    ]
-    try:
-        client = Client("memory://")
-    except (GPTFlowError, ImportError) as error:
-        pytest.skip(f"no model to test with: {error}")
-    with client:
-        only_interest = {"interest": 1.0, "similarity": 0.0}
-        data = request(candidates, history, weights=only_interest)
-        output = client.run(Rank.name, data, timeout=120)
-    assert [entry["item_id"] for entry in output["items"]] == ["space", "love"]
