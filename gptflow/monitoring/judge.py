@@ -15,7 +15,7 @@ from gptflow.monitoring.calibration import calibrate
 from gptflow.monitoring.monitors import Monitor
 from gptflow.monitoring.series import Key, Point, counts, floor
 from gptflow.monitoring.store import Changes, State
-from gptflow.monitoring.surge import DAY, WEEK, Counts, Rule, Spread
+from gptflow.monitoring.surge import DAY, WEEK, Counts, Spread
 from gptflow.monitoring.tracking import NEW_NORMAL, Panel, Signal, Track
 
 HISTORY = 10 * WEEK
@@ -148,6 +148,3 @@ def _shifted(track: Track, by: int) -> Track:
         opened=None if track.opened is None else track.opened + by,
         fired=None if track.fired is None else track.fired + by,
     )
-
-
-__all__ = ["HISTORY", "Rule", "judge"]
