@@ -109,12 +109,15 @@ def _announced(data_dir: Path, url: str) -> Iterator[None]:
 
 @contextmanager
 def _process(command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A `gptflow` process of its own session, so that Ctrl-C reaches it through us alone."""
+    """A `gptflow` process that ends with this one, even if this one is killed.
+
+    It has a session of its own, so that Ctrl-C reaches it through us alone.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "gptflow", command],
+        [sys.executable, "-m", "gptflow", command, "--bound"],
         env=dict(environment),
         start_new_session=True,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
     )
     try:
         yield process
@@ -127,6 +130,8 @@ def _process(command: str, environment: Mapping[str, str]) -> Iterator[subproces
                 note(f"{command} did not stop in {STOP_SECONDS} s and was killed.")
                 process.kill()
                 process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 @contextmanager

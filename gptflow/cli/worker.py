@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from typing import Literal
 
 import click
 
 from gptflow.cli.session import Session, model_option
+
+bound_option = click.option(
+    "--bound",
+    is_flag=True,
+    hidden=True,
+    expose_value=False,
+    callback=lambda _context, _option, bound: _stop_with_stdin() if bound else None,
+    help="Stop when standard input closes: when whoever started this is gone.",
+)
 
 
 @click.command(short_help="Start a worker.")
@@ -20,6 +33,7 @@ from gptflow.cli.session import Session, model_option
 @click.option("--slots", type=click.IntRange(1, 4096), help="Sequences decoding at once.")
 @click.option("--concurrency", type=click.IntRange(1, 4096), help="Jobs in flight at once.")
 @model_option
+@bound_option
 @click.pass_obj
 def worker(
     session: Session,
@@ -37,9 +51,18 @@ def worker(
 
 
 @click.command(short_help="Start the scheduler.")
+@bound_option
 @click.pass_obj
 def beat(session: Session) -> int:
     """Start the scheduler. Several may run: each schedule fires once."""
     from gptflow.queue.schedule import run_beat
 
     return run_beat(session.settings(), log_level=session.log_level)
+
+
+def _stop_with_stdin() -> None:
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="gptflow-bound", daemon=True).start()

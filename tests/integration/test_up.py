@@ -79,8 +79,8 @@ def test_other_commands_find_it_without_being_told(
     assert found["redis"] == found["worker"] == "ok"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_stops_when_asked_and_leaves_nothing_behind(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_it_leaves_no_process_behind(
     running: subprocess.Popen[str],
     environment: dict[str, str],
     eventually: Callable[..., None],
@@ -89,9 +89,11 @@ def test_it_stops_when_asked_and_leaves_nothing_behind(
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     assert len(children) >= 3, "server, worker and scheduler"
     running.send_signal(number)
-    assert running.wait(30) == 0
+    assert running.wait(30) == (-number if number == signal.SIGKILL else 0)
     eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
-    assert not (Path(environment["GPTFLOW_DATA_DIR"]) / "up.json").exists()
+    outcome = _gptflow("config", "show", "--json", environment=environment)
+    settings = {row["name"]: row for row in json.loads(outcome.stdout)}
+    assert settings["redis_url"]["source"] == "default"
 
 
 def test_a_worker_that_cannot_start_ends_it_with_the_reason(environment: dict[str, str]) -> None:
