@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gptflow.result import Result
 
 BATCH_TASK = "sentiment.classify"
+BATCH_SOURCE = ("sample", "market")
 BATCH_ROWS = 200
 TIMEOUT = 300.0
 
@@ -91,7 +92,7 @@ def run_demo(session: Session, client: Client) -> int:
     started = time.monotonic()
     shown = [each for each in SHOWCASES if each.task in registry.tasks]
     failures = sum(_show(client, registry, each) for each in shown)
-    if BATCH_TASK in registry.tasks and _examples(registry, BATCH_TASK):
+    if BATCH_TASK in registry.tasks:
         failures += _batch(client, registry)
     console().print(f"The demo took {time.monotonic() - started:.1f} s.", style="bold")
     return PARTIAL if failures else 0
@@ -113,8 +114,8 @@ def _show(client: Client, registry: Registry, showcase: Showcase) -> int:
 
 
 def _batch(client: Client, registry: Registry) -> int:
-    examples = _examples(registry, BATCH_TASK)
-    rows = [row["input"] for row in itertools.islice(itertools.cycle(examples), BATCH_ROWS)]
+    scheme, location = BATCH_SOURCE
+    rows = list(itertools.islice(registry.sources[scheme](location), BATCH_ROWS))
     labels: Counter[str] = Counter()
     failed = 0
     started = time.monotonic()

@@ -130,6 +130,8 @@ def _process(command: str, environment: Mapping[str, str]) -> Iterator[subproces
                 note(f"{command} did not stop in {STOP_SECONDS} s and was killed.")
                 process.kill()
                 process.wait()
+            if process.returncode:
+                note(f"{command} ended with exit code {process.returncode}.")
         assert process.stdin is not None
         process.stdin.close()
 

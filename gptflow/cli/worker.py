@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from typing import Literal
 
@@ -62,7 +61,9 @@ def beat(session: Session) -> int:
 
 def _stop_with_stdin() -> None:
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin: the interpreter could not shut it down under a waiting reader.
+        while os.read(0, 4096):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="gptflow-bound", daemon=True).start()

@@ -36,6 +36,7 @@ def test_the_demo_runs_every_plugin_and_a_batch_and_stops(environment: dict[str,
     for task in ("customer.reply", "sentiment.classify", "recommend.rank", "code.generate"):
         assert task in done.stdout
     assert "200/200 rows" in done.stderr
+    assert "exit code" not in done.stderr
     assert "The demo took" in done.stdout
 
 
