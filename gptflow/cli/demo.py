@@ -115,7 +115,8 @@ def _show(client: Client, registry: Registry, showcase: Showcase) -> int:
 
 def _batch(client: Client, registry: Registry) -> int:
     scheme, location = BATCH_SOURCE
-    rows = list(itertools.islice(registry.sources[scheme](location), BATCH_ROWS))
+    feed = itertools.islice(registry.sources[scheme](location), BATCH_ROWS)
+    rows = [{"id": post["id"], "text": post["text"]} for post in feed]
     labels: Counter[str] = Counter()
     failed = 0
     started = time.monotonic()
