@@ -11,7 +11,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY gptflow gptflow
 COPY workers workers
 COPY plugins plugins
-RUN pip install '.[runtime]' ./workers ./plugins/customer_service ./plugins/sentiment_monitoring \
+RUN pip install -c constraints.txt '.[runtime]' ./workers ./plugins/customer_service ./plugins/sentiment_monitoring \
     ./plugins/recommendation_scoring ./plugins/code_generation
 
 FROM python:3.12-slim
