@@ -30,7 +30,7 @@ def new_id(kind: Literal["job", "batch"] = "job") -> str:
 class Item(BaseModel):
     """One row of a batch: its place in it, the caller's own id, and the task's input."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     index: int = Field(ge=0)
     custom_id: str = Field(max_length=MAX_CUSTOM_ID)
@@ -40,7 +40,10 @@ class Item(BaseModel):
 class Envelope(BaseModel):
     """A job as it travels. Exactly one of `input`, `input_ref` and `items` is given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    # Infinity must not turn into null on its way to the check that refuses it.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="constants"
+    )
 
     v: Literal[1] = 1
     id: str = Field(default_factory=new_id, pattern=ID_PATTERN)
