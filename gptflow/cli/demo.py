@@ -26,11 +26,11 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Showcase:
-    """A task to show: how many of its examples, and what of them fits in a table."""
+    """A task to show: which of its examples, and what of them fits in a table."""
 
     task: str
     title: str
-    samples: int
+    samples: tuple[int, ...]
     columns: tuple[str, ...]
     cells: Callable[[Any, Any], tuple[object, ...]]
 
@@ -39,7 +39,7 @@ SHOWCASES = (
     Showcase(
         "customer.reply",
         "Customer service",
-        4,
+        (0, 1, 18, 23, 30, 35),
         ("customer", "action", "intent", "answer"),
         lambda given, out: (
             _last_turn(given),
@@ -51,31 +51,31 @@ SHOWCASES = (
     Showcase(
         "sentiment.classify",
         "Sentiment monitoring",
-        4,
+        (1, 2, 5, 37),
         ("post", "sentiment", "topic", "entities"),
         lambda given, out: (
             given if isinstance(given, str) else given["text"],
             f"{out['sentiment']['label']} {max(out['sentiment']['probs'].values()):.2f}",
             out["topic"]["label"],
-            ", ".join(entity.get("ticker") or entity["text"] for entity in out["entities"]),
+            ", ".join(dict.fromkeys(entity["ticker"] for entity in out["entities"])),
         ),
     ),
     Showcase(
         "recommend.rank",
         "Recommendation scoring",
-        2,
+        (0, 6, 29),
         ("user", "best", "score", "why"),
         lambda given, out: (
             given["user"]["id"],
-            out["items"][0]["item_id"] if out["items"] else "",
-            f"{out['items'][0]['score']:.2f}" if out["items"] else "",
-            out["items"][0]["explanation"] if out["items"] else "",
+            _first_item(given, out),
+            f"{out['items'][0]['score']:.2f}",
+            out["items"][0]["explanation"],
         ),
     ),
     Showcase(
         "code.generate",
         "Code generation",
-        2,
+        (1, 20),
         ("request", "code", "tests"),
         lambda given, out: (
             given if isinstance(given, str) else given["prompt"],
@@ -99,7 +99,8 @@ def run_demo(session: Session, client: Client) -> int:
 
 
 def _show(client: Client, registry: Registry, showcase: Showcase) -> int:
-    inputs = [row["input"] for row in _examples(registry, showcase.task)[: showcase.samples]]
+    examples = _examples(registry, showcase.task)
+    inputs = [examples[number]["input"] for number in showcase.samples]
     jobs = [client.submit(showcase.task, value, job_class="interactive") for value in inputs]
     results = [job.wait(TIMEOUT) for job in jobs]
     rows = []
@@ -156,6 +157,11 @@ def _examples(registry: Registry, task: str) -> Sequence[Row]:
 def _failure(result: Result, width: int) -> tuple[str, ...]:
     message = f"[{result.error.code}] {result.error.message}" if result.error else result.state
     return (message, *("",) * (width - 1))
+
+
+def _first_item(given: Row, out: Row) -> str:
+    texts = {item["item_id"]: item["text"] for item in given["candidates"]}
+    return str(texts[out["items"][0]["item_id"]])
 
 
 def _last_turn(given: Any) -> str:

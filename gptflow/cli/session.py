@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from gptflow.client import Client
     from gptflow.config import Settings
     from gptflow.plugins import Registry
+
+WIDTH = 160
+"""Columns of a table where the output is no terminal and `COLUMNS` does not say."""
 
 PARTIAL = 9
 """Exit code of a batch in which some rows failed."""
@@ -113,8 +117,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    if not sys.stdout.isatty():
-        out.width = max(out.width, 160)
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        out.width = WIDTH
     out.print(table)
 
 
