@@ -87,6 +87,11 @@ class Engine(Protocol):
     @property
     def model(self) -> ModelInfo: ...
 
+    @property
+    def healthy(self) -> bool:
+        """False once it has stopped for good; a worker should then end itself."""
+        ...
+
     def submit(self, request: Request) -> Future[Raw]:
         """Queue a request. Bad requests fail through the future, never here."""
         ...

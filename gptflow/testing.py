@@ -83,6 +83,12 @@ class ScriptedEngine:
         self.model = ModelInfo(id="scripted", sha256="0" * 64, context=context)
         self.requests: list[Request] = []
         self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def healthy(self) -> bool:
+        """True until `close`."""
+        return not self._closed
 
     @property
     def prompts(self) -> list[str]:
@@ -109,7 +115,7 @@ class ScriptedEngine:
         return {"running": 0, "waiting": 0, "requests": len(self.requests)}
 
     def close(self) -> None:
-        pass
+        self._closed = True
 
     def _answer(self, request: Request) -> Raw:
         text = _text(request.prompt)

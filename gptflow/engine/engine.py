@@ -118,6 +118,11 @@ class TorchEngine:
     def model(self) -> ModelInfo:
         return self._info
 
+    @property
+    def healthy(self) -> bool:
+        """False once it was closed or has crashed: every request fails from then on."""
+        return self._stopped is None and self._thread.is_alive()
+
     def submit(self, request: Request) -> Future[Raw]:
         """Queue a request; it is tokenised here, in the caller's thread.
 

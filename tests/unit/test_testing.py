@@ -303,3 +303,10 @@ def test_an_engine_that_breaks_fails_the_job():
     result = run_result(Read(), "secret", engine=ScriptedEngine(choose=lambda *_: explode("x")))
     assert result.error.code == JobFailed.code
     assert "secret" not in result.error.message
+
+
+def test_the_engine_is_healthy_until_it_is_closed():
+    engine = ScriptedEngine()
+    assert engine.healthy
+    engine.close()
+    assert not engine.healthy

@@ -170,6 +170,7 @@ def test_the_same_id_twice(tiny, make_engine):
 
 def test_close_fails_what_is_in_flight(tiny, make_engine):
     engine = make_engine(slots=1)
+    assert engine.healthy
     begun = threading.Event()
     futures = [engine.submit(ask(tiny.prompt_ids(5), 250, on_delta=lambda _: begun.set()))]
     futures += [engine.submit(ask(tiny.prompt_ids(6), 250)) for _ in range(3)]
@@ -178,6 +179,7 @@ def test_close_fails_what_is_in_flight(tiny, make_engine):
     futures.append(engine.submit(ask(tiny.prompt_ids(5), 1)))
     for future in futures:
         assert isinstance(future.exception(30), EngineStopped)
+    assert not engine.healthy
     engine.close()
 
 
