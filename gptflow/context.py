@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from gptflow import fitting
+from gptflow.concurrency import gather
 from gptflow.errors import GPTFlowError, PluginError
+from gptflow.fitting import Fitted
 from gptflow.heads import (
     Choices,
     Choose,
@@ -39,9 +41,6 @@ from gptflow.prompt import CONTENT_FREE, Prompt, RenderedPrompt
 from gptflow.request import Delta, Engine, JobClass, Request
 from gptflow.result import Provenance, Result
 
-Map = Callable[[str, Sequence[Any]], Awaitable[list[Result]]]
-"""Runs one task on many inputs; results are in the inputs' order."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -57,6 +56,10 @@ class Job:
     on_delta: Callable[[Delta], None] | None = None
 
 
+Map = Callable[[Job, str, Sequence[Any]], Awaitable[list[Result]]]
+"""Runs, for a job, another task on many inputs; results are in the inputs' order."""
+
+
 class JobContext:
     """One job's `Context`: renders, asks, and keeps count for the provenance."""
 
@@ -65,7 +68,7 @@ class JobContext:
         self._job = job
         self._plugin = plugin
         self._map = map
-        self._seed = job.seed if job.seed is not None else _seed(job.id)
+        self._seed = job.seed if job.seed is not None else seed_of(job.id)
         self._draws = 0
         self._usage = Usage()
         self._truncated = False
@@ -88,7 +91,7 @@ class JobContext:
         self._warnings.append(message)
 
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
-        return await self._map(task, inputs)
+        return await self._map(dataclasses.replace(self._job, seed=self._seed), task, inputs)
 
     async def generate(
         self,
@@ -152,7 +155,7 @@ class JobContext:
             case Classify():
                 return await self._classify(head, prompt, values)
             case MultiHead():
-                chosen = await asyncio.gather(
+                chosen = await gather(
                     *(self._classify(each, prompt, values) for each in head.heads.values())
                 )
                 return Choices(
@@ -164,9 +167,9 @@ class JobContext:
                 items = [{**values, "item": item} for item in values[field]]
                 return await self._score(head, prompt, items, None)
             case _:
-                rendered = await self._render(head, prompt, values)
-                baseline = self._baseline(head, prompt, values, rendered)
-                return await self._submit(head, rendered, baseline=baseline, stream=stream)
+                fitted = await self._fit(head, prompt, values)
+                baseline = _baseline(head, prompt, fitted)
+                return await self._submit(head, fitted.prompt, baseline=baseline, stream=stream)
 
     async def _classify(self, head: Classify, prompt: Prompt | str, values: dict[str, Any]) -> Raw:
         # No adapter can be promoted yet, so the untrained form answers, and says so.
@@ -201,35 +204,21 @@ class JobContext:
         head = dataclasses.replace(head, each=None)  # one request an item
 
         async def one(values: dict[str, Any]) -> Scored:
-            rendered = await self._render(head, prompt, values)
-            free = None if baseline is None else prompt.render({**values, **baseline})
-            return cast(Scored, await self._submit(head, rendered, baseline=free))
+            fitted = await self._fit(head, prompt, values)
+            free = None if baseline is None else prompt.render({**fitted.variables, **baseline})
+            return cast(Scored, await self._submit(head, fitted.prompt, baseline=free))
 
-        parts = await asyncio.gather(*map(one, per_item))
+        parts = await gather(*map(one, per_item))
         return Scored(values=tuple(part.values[0] for part in parts))
 
-    async def _render(
-        self, head: Head, prompt: Prompt | str, values: dict[str, Any]
-    ) -> RenderedPrompt:
-        if isinstance(prompt, str):
-            rendered = RenderedPrompt.plain(prompt)
-            fitting.require(self._engine, head, rendered, self._job.task)
-            return rendered
-        self._prompts.setdefault(prompt.sha256)
-        rendered, truncated = await fitting.render(
-            self._engine, head, prompt, values, self._job.task
-        )
-        self._truncated |= truncated
-        return rendered
-
-    def _baseline(
-        self, head: Head, prompt: Prompt | str, values: dict[str, Any], rendered: RenderedPrompt
-    ) -> RenderedPrompt | None:
-        if not isinstance(head, Choose) or not head.calibrate:
-            return None
-        if head.blank and not isinstance(prompt, str):
-            return prompt.render({**values, **dict.fromkeys(head.blank, CONTENT_FREE)})
-        return rendered.content_free()
+    async def _fit(self, head: Head, prompt: Prompt | str, values: dict[str, Any]) -> Fitted:
+        if isinstance(prompt, Prompt):
+            self._prompts.setdefault(prompt.sha256)
+        given = (self._engine, head, prompt, values, self._job.task)
+        small = fitting.is_small(prompt, values)
+        fitted = fitting.fit(*given) if small else await asyncio.to_thread(fitting.fit, *given)
+        self._truncated |= fitted.truncated
+        return fitted
 
     async def _submit(
         self,
@@ -295,6 +284,15 @@ class JobContext:
         )
 
 
+def _baseline(head: Head, prompt: Prompt | str, fitted: Fitted) -> RenderedPrompt | None:
+    """The content-free prompt of a `Choose`, from the variables that were found to fit."""
+    if not isinstance(head, Choose) or not head.calibrate:
+        return None
+    if head.blank and isinstance(prompt, Prompt):
+        return prompt.render({**fitted.variables, **dict.fromkeys(head.blank, CONTENT_FREE)})
+    return fitted.prompt.content_free()
+
+
 def _build(head: type[Any], options: Mapping[str, Any]) -> Any:
     try:
         return head(**options)
@@ -302,8 +300,14 @@ def _build(head: type[Any], options: Mapping[str, Any]) -> Any:
         raise PluginError(f"{head.__name__}: {error}.") from None
 
 
-def _seed(job_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:6], "big")
+def seed_of(name: str) -> int:
+    """A seed of the random draws that depends on nothing but the name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+def item_seed(seed: int | None, index: int) -> int | None:
+    """The seed of one of many items: the same wherever the item is run."""
+    return None if seed is None else seed_of(f"{seed}/{index}")
 
 
 def _combine(hashes: list[str]) -> str | None:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptflow.context import Job, JobContext, Map
+from gptflow import config
+from gptflow.concurrency import gather
+from gptflow.config import Settings
+from gptflow.context import Job, JobContext, Map, item_seed
 from gptflow.errors import (
     GPTFlowError,
     InvalidOutput,
-    JobCancelled,
     JobFailed,
     JobTimeout,
     PluginError,
@@ -31,19 +33,30 @@ logger = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Setup:
     directory: Path
+    settings: Settings
+    registry: Registry
 
 
 class Executor:
     """Runs jobs on one engine. Jobs run concurrently on one event loop.
 
     Args:
+        settings: what tasks are set up with; by default those of `gptflow.config.load`.
         map: how `Context.map` runs other tasks; by default right here, on the same engine.
     """
 
-    def __init__(self, engine: Engine, registry: Registry, *, map: Map | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        *,
+        settings: Settings | None = None,
+        map: Map | None = None,
+    ) -> None:
         self.engine = engine
+        self._settings = settings or config.load()
         self.registry = registry
-        self.map: Map = map or self.run_many
+        self.map: Map = map or self.map_here
         self._ready: set[str] = set()
         self._setting_up = threading.Lock()
 
@@ -74,8 +87,22 @@ class Executor:
 
     async def run_many(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         """Run one task on many inputs at once; results are in the inputs' order."""
-        jobs = [Job(id=f"{task}#{n}", task=task, input=value) for n, value in enumerate(inputs)]
-        return list(await asyncio.gather(*map(self.run, jobs)))
+        return await self.map_here(Job(id=task, task=task, input=None), task, inputs)
+
+    async def map_here(self, parent: Job, task: str, inputs: Sequence[Any]) -> list[Result]:
+        """Run, for a job, one task on many inputs, on this engine."""
+        jobs = [
+            dataclasses.replace(
+                parent,
+                id=f"{parent.id}#{index}",
+                task=task,
+                input=value,
+                seed=item_seed(parent.seed, index),
+                on_delta=None,
+            )
+            for index, value in enumerate(inputs)
+        ]
+        return await gather(*map(self.run, jobs))
 
     async def _run(self, task: AnyTask, job: Job, context: JobContext) -> Any:
         parsed = task.parse(job.input)
@@ -105,7 +132,7 @@ class Executor:
             if name in self._ready:
                 return task
             try:
-                task.setup(_Setup(task.directory))
+                task.setup(_Setup(task.directory, self._settings, self.registry))
             except GPTFlowError:
                 raise
             except Exception as error:
@@ -115,11 +142,6 @@ class Executor:
                 ) from error
             self._ready.add(name)
         return task
-
-
-def cancelled(job_id: str, task: str) -> Result:
-    """The result of a job that was cancelled."""
-    return Result.failure(job_id, task, JobCancelled(f"Job {job_id} was cancelled."))
 
 
 def _unexpected(task: AnyTask, error: Exception) -> JobFailed:

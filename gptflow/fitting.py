@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +10,9 @@ from gptflow.errors import InputTooLong
 from gptflow.heads import Choose, Generate, Head, Json, Score
 from gptflow.prompt import Prompt, RenderedPrompt
 from gptflow.request import Engine
+
+_SMALL = 16_384
+"""Characters that are tokenised in a few milliseconds."""
 
 _PER_TURN = 16
 """More tokens than any chat format spends on one turn."""
@@ -51,44 +54,66 @@ def require(engine: Engine, head: Head, rendered: RenderedPrompt, task: str) -> 
         )
 
 
-async def render(
-    engine: Engine, head: Head, prompt: Prompt, variables: Mapping[str, Any], task: str
-) -> tuple[RenderedPrompt, bool]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fitted:
+    """A prompt that fits, and the variables it was made with.
+
+    Attributes:
+        variables: with the part that was kept of the one that gave way.
+        truncated: whether anything was cut off.
+    """
+
+    prompt: RenderedPrompt
+    variables: Mapping[str, Any]
+    truncated: bool = False
+
+
+def fit(
+    engine: Engine, head: Head, prompt: Prompt | str, variables: Mapping[str, Any], task: str
+) -> Fitted:
     """Fill in the prompt, shortening the variable that gives way if it does not fit.
 
-    Returns:
-        The prompt, and whether anything was cut off.
+    A plain string is the user's text, and is never shortened.
+
+    Counting a megabyte's tokens takes half a second: call it off the event loop where
+    `is_small` says so.
 
     Raises:
         InputTooLong: nothing may be shortened, or all of it would not be enough.
     """
+    if isinstance(prompt, str):
+        require(engine, head, plain := RenderedPrompt.plain(prompt), task)
+        return Fitted(plain, variables)
     rendered = prompt.render(variables)
     field = prompt.truncate
     if field is None or not isinstance(variables.get(field), str):
         require(engine, head, rendered, task)
-        return rendered, False
+        return Fitted(rendered, variables)
     if fits(engine, head, rendered):
-        return rendered, False
-    require(engine, head, prompt.render({**variables, field: variables[field].strip()[:1]}), task)
-    shortened = await asyncio.to_thread(_shorten, engine, head, prompt, variables, field)
-    return shortened, True
+        return Fitted(rendered, variables)
+    text = variables[field].strip()  # a part that is all blanks might render to nothing
 
+    def shorten(length: int) -> Fitted:
+        part = text[:length] if prompt.keep == "start" else text[len(text) - length :]
+        shorter = {**variables, field: part}
+        return Fitted(prompt.render(shorter), shorter, truncated=True)
 
-def _shorten(
-    engine: Engine, head: Head, prompt: Prompt, variables: Mapping[str, Any], field: str
-) -> RenderedPrompt:
-    """The prompt with as much of `field` as fits, found by bisection."""
-    text = str(variables[field]).strip()  # a part that is all blanks might render to nothing
-    best = prompt.render({**variables, field: text[:1]})
+    best = shorten(1)
+    require(engine, head, best.prompt, task)
     # Even repetitive text rarely packs more than 32 characters in a token; trying no more
     # than that keeps a megabyte of input from being tokenised over and over.
-    low, high = 1, min(len(text), 32 * room(engine, head))
+    low, high = 2, min(len(text), 32 * room(engine, head))
     while low <= high:
         middle = (low + high) // 2
-        part = text[:middle] if prompt.keep == "start" else text[len(text) - middle :]
-        candidate = prompt.render({**variables, field: part})
-        if fits(engine, head, candidate):
+        candidate = shorten(middle)
+        if fits(engine, head, candidate.prompt):
             best, low = candidate, middle + 1
         else:
             high = middle - 1
     return best
+
+
+def is_small(prompt: Prompt | str, variables: Mapping[str, Any]) -> bool:
+    """Whether a prompt of these variables takes no time worth mentioning to fit."""
+    own = len(prompt) if isinstance(prompt, str) else 0
+    return own + sum(len(v) for v in variables.values() if isinstance(v, str)) < _SMALL

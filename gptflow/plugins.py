@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 GROUP = "gptflow"
 AnyTask = Task[Any, Any, Any]
+K = TypeVar("K")
+V = TypeVar("V")
 SourceReader = Callable[[str], Iterable[Mapping[str, Any]]]
 
 
@@ -87,7 +89,12 @@ class Registry:
             PluginError: `only` names a plugin that is not installed.
         """
         registry = cls()
-        entry_points = {ep.name: ep for ep in importlib.metadata.entry_points(group=GROUP)}
+        entry_points: dict[str, list[importlib.metadata.EntryPoint]] = {}
+        for entry_point in importlib.metadata.entry_points(group=GROUP):
+            same_name = entry_points.setdefault(entry_point.name, [])
+            # A distribution that is on the path twice has the same module both times.
+            if entry_point.value not in [other.value for other in same_name]:
+                same_name.append(entry_point)
         names = sorted(entry_points) if only is None else list(dict.fromkeys(only))
         for name in names:
             if name not in entry_points:
@@ -95,7 +102,7 @@ class Registry:
                     f"No plugin {name!r} is installed.",
                     hint=_suggest(name, entry_points) or "`gptflow plugins list` shows them.",
                 )
-            registry._load_entry_point(entry_points[name])
+            registry._load_entry_point(*entry_points[name])
         return registry
 
     def register(self, plugin: object, name: str) -> None:
@@ -153,10 +160,18 @@ class Registry:
             given = {name: arguments[name] for name in implementation.argnames}
             try:
                 implementation.function(**given)
-            except Exception:
-                logger.exception("Plugin %s: %s raised.", implementation.plugin_name, hook)
+            except Exception as error:
+                # By its type and place only: the message may quote a job's text.
+                plugin, kind = implementation.plugin_name, type(error).__name__
+                where = raised_at(error, implementation.function.__module__)
+                logger.error("Plugin %s: %s raised %s (%s).", plugin, hook, kind, where)
+                logger.debug("Plugin %s: %s", plugin, hook, exc_info=error)
 
-    def _load_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> None:
+    def _load_entry_point(
+        self,
+        entry_point: importlib.metadata.EntryPoint,
+        *others: importlib.metadata.EntryPoint,
+    ) -> None:
         dist = entry_point.dist
         info = PluginInfo(
             name=entry_point.name,
@@ -165,6 +180,15 @@ class Registry:
             version=dist.version if dist else None,
         )
         self.plugins[entry_point.name] = info
+        if others:
+            rivals = ", ".join(each.dist.name if each.dist else each.value for each in others)
+            twice = PluginLoadError(
+                f"Plugin {entry_point.name!r} comes from more than one distribution: "
+                f"{info.distribution}, {rivals}.",
+                hint="Uninstall all but one.",
+            )
+            self.plugins[entry_point.name] = dataclasses.replace(info, error=twice)
+            return
         try:
             self.register(entry_point.load(), entry_point.name)
         except PluginError as error:
@@ -211,9 +235,10 @@ class _Staged:
     def collect(self, hooks: pluggy.HookRelay) -> None:
         hooks.register_tasks(register=self._add_task)
         hooks.register_schedules(register=self._add_schedule)
-        hooks.register_metrics(register=self._metrics.__setitem__)
-        hooks.register_sources(register=self._sources.__setitem__)
-        hooks.register_heads(register=self._heads.__setitem__)
+        known = self._registry
+        hooks.register_metrics(register=self._adder("metric", self._metrics, known.metrics))
+        hooks.register_sources(register=self._adder("source", self._sources, known.sources))
+        hooks.register_heads(register=self._adder("head", self._heads, known.heads))
 
     def commit(self) -> None:
         registry = self._registry
@@ -223,6 +248,18 @@ class _Staged:
         registry.sources |= self._sources
         registry.heads |= self._heads
         registry.owners |= dict.fromkeys(self.tasks, self._plugin)
+
+    def _adder(
+        self, kind: str, mine: dict[K, V], everybodys: Mapping[K, V]
+    ) -> Callable[[K, V], None]:
+        def add(name: K, value: V) -> None:
+            if name in mine or name in everybodys:
+                raise PluginLoadError(
+                    f"Plugin {self._plugin!r} registers a {kind} {name!r}, and that name is taken."
+                )
+            mine[name] = value
+
+        return add
 
     def _add_task(self, task: AnyTask) -> None:
         if not isinstance(task, Task):

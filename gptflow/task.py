@@ -62,6 +62,8 @@ from gptflow.heads import (
 from gptflow.prompt import Prompt
 
 if TYPE_CHECKING:
+    from gptflow.config import Settings
+    from gptflow.plugins import Registry
     from gptflow.result import Result
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)+")
@@ -119,6 +121,16 @@ class Setup(Protocol):
     @property
     def directory(self) -> Path:
         """The folder of the task's package: data files are beside the module."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The worker's settings."""
+        ...
+
+    @property
+    def registry(self) -> Registry:
+        """The worker's plugins: their sources, and whom to tell of alerts."""
         ...
 
 

@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import Any
 
 from gptflow.client import ITEMS_PER_MESSAGE
+from gptflow.context import Job
 from gptflow.envelope import Envelope, Item, new_id
 from gptflow.result import Result
 from gptflow.transport import BatchRecord, Transport
@@ -28,13 +29,13 @@ class Mapper:
         self._transport = transport
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="gptflow-map")
 
-    async def run(self, task: str, inputs: Sequence[Any]) -> list[Result]:
-        """Run a task on every input; results are in the inputs' order.
+    async def run(self, parent: Job, task: str, inputs: Sequence[Any]) -> list[Result]:
+        """Run, for a job, a task on every input; results are in the inputs' order.
 
         Cancelling this cancels the batch.
         """
         batch_id = new_id("batch")
-        wait = partial(self._submit_and_wait, batch_id, task, inputs)
+        wait = partial(self._submit_and_wait, parent, batch_id, task, inputs)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, wait)
         except asyncio.CancelledError:
@@ -44,14 +45,19 @@ class Mapper:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _submit_and_wait(self, batch_id: str, task: str, inputs: Sequence[Any]) -> list[Result]:
+    def _submit_and_wait(
+        self, parent: Job, batch_id: str, task: str, inputs: Sequence[Any]
+    ) -> list[Result]:
         items = [Item(index=n, custom_id=str(n), input=value) for n, value in enumerate(inputs)]
         chunks = [
             Envelope(
                 task=task,
                 items=tuple(items[start : start + ITEMS_PER_MESSAGE]),
                 batch=batch_id,
+                tenant=parent.tenant,
                 job_class="batch",
+                seed=parent.seed,
+                deadline=parent.deadline,
             )
             for start in range(0, len(items), ITEMS_PER_MESSAGE)
         ]

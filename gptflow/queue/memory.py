@@ -100,6 +100,7 @@ class MemoryTransport(StoreTransport):
                     registry,
                     self,
                     self.store,
+                    settings=settings,
                     name="memory",
                     concurrency=settings.concurrency,
                 )

@@ -72,6 +72,7 @@ class EnginePool(BasePool):
             registry,
             self._transport,
             self._transport.store,
+            settings=settings,
             name=self._record.name,
             concurrency=self.limit,
         )

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from gptflow.client import ITEMS_PER_MESSAGE
-from gptflow.context import Job
+from gptflow.config import Settings
+from gptflow.context import Job, item_seed
 from gptflow.envelope import Envelope, Item
 from gptflow.errors import (
     BrokerUnavailable,
@@ -65,6 +66,7 @@ class Runtime:
 
     Args:
         transport: where `Context.map` submits to; also the store of the records.
+        settings: what tasks are set up with.
         name: of the worker, for the records.
         concurrency: messages in flight at most.
     """
@@ -76,6 +78,7 @@ class Runtime:
         transport: Transport,
         store: Store,
         *,
+        settings: Settings,
         name: str,
         concurrency: int,
     ) -> None:
@@ -87,7 +90,7 @@ class Runtime:
         self.peak_in_flight = 0
         self._transport = transport
         self._store = store
-        self._executor = Executor(engine, registry, map=self._map)
+        self._executor = Executor(engine, registry, settings=settings, map=self._map)
         self._deltas = DeltaWriter(store)
         self._running: dict[str, Handle] = {}
         self._lock = threading.Lock()  # guards the counters and `_running`
@@ -334,7 +337,9 @@ class Runtime:
     ) -> None:
         async def one(item: Item) -> None:
             job_id = records.item_id(envelope.batch or envelope.id, item.index)
-            ended.put((item, await self._execute(_job(envelope, job_id, item.input, None))))
+            job = _job(envelope, job_id, item.input, None)
+            job = dataclasses.replace(job, seed=item_seed(envelope.seed, item.index))
+            ended.put((item, await self._execute(job)))
 
         await asyncio.gather(*map(one, items))
 
@@ -354,7 +359,7 @@ class Runtime:
             self.in_flight += change
             self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
 
-    async def _map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
+    async def _map(self, parent: Job, task: str, inputs: Sequence[Any]) -> list[Result]:
         """Run a task on many inputs: through the queue, or right here.
 
         Workers whose every place is held by a job that waits for its own batch would wait for
@@ -363,8 +368,8 @@ class Runtime:
         free again. What one message holds gains nothing from the queue and runs here, too.
         """
         if len(inputs) <= ITEMS_PER_MESSAGE or self.messages >= self.concurrency:
-            return await self._executor.run_many(task, inputs)
-        return await self._mapper.run(task, inputs)
+            return await self._executor.map_here(parent, task, inputs)
+        return await self._mapper.run(parent, task, inputs)
 
 
 async def _cancel_tasks() -> None:

@@ -1,6 +1,7 @@
 """The executor: from input to result, whatever a plugin does on the way."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import threading
@@ -11,7 +12,8 @@ import pytest
 
 from gptflow.context import Job
 from gptflow.errors import EmptyInput, JobFailed, PluginError
-from gptflow.executor import Executor, cancelled
+from gptflow.config import Settings
+from gptflow.executor import Executor
 from gptflow.heads import Chosen, Generate, Generated
 from gptflow.prompt import Prompt
 from gptflow.task import Input, Output, Task, Text
@@ -206,10 +208,6 @@ def test_a_request_that_is_still_on_its_way_is_cancelled_when_it_arrives():
     cancel_once_asked(engine)
 
 
-def test_a_cancelled_job_has_a_result_that_says_so():
-    assert cancelled("job_1", "test.say").state == "cancelled"
-
-
 # Setup
 
 
@@ -295,10 +293,37 @@ def test_a_task_may_map_another_over_many_inputs():
 def test_a_worker_may_map_in_its_own_way():
     asked = []
 
-    async def elsewhere(task, inputs):
-        asked.append((task, list(inputs)))
+    async def elsewhere(parent, task, inputs):
+        asked.append((parent.id, task, list(inputs)))
         return []
 
     executor = Executor(ScriptedEngine(), registry_of(Fan()), map=elsewhere)
     asyncio.run(executor.run(Job(id="job_1", task="test.fan", input="a b")))
-    assert asked == [("test.say", ["a", "b"])]
+    assert asked == [("job_1", "test.say", ["a", "b"])]
+
+
+def test_mapped_inputs_belong_to_the_job_that_maps_them():
+    engine = ScriptedEngine()
+    executor = Executor(engine, registry_of(Say(), Fan()))
+    job = Job(id="job_1", task="test.fan", input="a b", tenant="acme", job_class="batch", seed=7)
+    asyncio.run(executor.run(job))
+    assert {(r.tenant, r.job_class) for r in engine.requests} == {("acme", "batch")}
+    first = [request.seed for request in engine.requests]
+    asyncio.run(executor.run(dataclasses.replace(job, id="job_2")))
+    again = [request.seed for request in engine.requests[2:]]
+    assert len(set(first)) == 2
+    assert sorted(first) == sorted(again), "the seed of an item depends on the job's seed alone"
+
+
+def test_tasks_are_set_up_with_the_workers_settings_and_plugins():
+    seen = []
+
+    class Curious(Say):
+        name = "test.curious"
+
+        def setup(self, ctx):
+            seen.append((ctx.settings.slots, sorted(ctx.registry.tasks)))
+
+    registry = registry_of(Curious())
+    Executor(ScriptedEngine(), registry, settings=Settings(slots=3)).setup()
+    assert seen == [(3, ["test.curious"])]

@@ -1,7 +1,5 @@
 """Prompts that do not fit: shortened by their own rule, or refused with the counts."""
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +27,8 @@ class CountingEngine(ScriptedEngine):
 
 def render(prompt, text, *, context=100, engine=None, head=HEAD, **more):
     engine = engine or ScriptedEngine(context=context)
-    return asyncio.run(fitting.render(engine, head, prompt, {"text": text, **more}, "test.say"))
+    fitted = fitting.fit(engine, head, prompt, {"text": text, **more}, "test.say")
+    return fitted.prompt, fitted.truncated
 
 
 def test_a_prompt_that_fits_is_left_as_it_is():
@@ -114,3 +113,12 @@ def test_a_megabyte_is_tokenised_once_and_its_parts_a_bounded_number_of_times(ke
     assert truncated
     assert len(engine.counts) <= 24
     assert sum(count > 100_000 for count in engine.counts) <= 2
+
+
+def test_the_baseline_is_made_of_what_was_kept():
+    variables = {"text": "x" * 5000, "other": "y"}
+    prompt = Prompt("{{ other }} {{ text }}", truncate="text")
+    fitted = fitting.fit(ScriptedEngine(context=100), HEAD, prompt, variables, "test.say")
+    assert fitted.truncated
+    assert fitted.prompt.text == prompt.render(fitted.variables).text
+    assert len(fitted.variables["text"]) < 5000

@@ -295,7 +295,7 @@ def test_an_observer_that_raises_stops_nobody(caplog):
     with caplog.at_level(logging.ERROR):
         registry.observe("on_alert", alert={"n": 1})
     assert sorted(name for name, _ in heard) == ["a", "c"]
-    assert "Plugin b: on_alert raised." in caplog.text
+    assert "Plugin b: on_alert raised RuntimeError" in caplog.text
 
 
 def test_an_observer_takes_only_the_arguments_it_wants():
@@ -317,7 +317,7 @@ def test_a_plugin_that_fails_to_add_its_command_leaves_the_rest(caplog):
     cli = click.Group()
     registry.add_commands(cli)
     assert set(cli.commands) == {"hello"}
-    assert "Plugin bad: register_commands raised." in caplog.text
+    assert "Plugin bad: register_commands raised ZeroDivisionError" in caplog.text
 
 
 def test_a_prompt_error_keeps_its_class_and_line():
@@ -326,3 +326,28 @@ def test_a_prompt_error_keeps_its_class_and_line():
 
     with pytest.raises(PromptError, match=re.escape(__file__)):
         Registry().register(plugin(register_tasks=lambda register: register(Misspelt())), "p")
+
+
+def test_two_distributions_of_one_plugin_name_are_both_named(install, tmp_path):
+    install("twin", GOOD)
+    other = tmp_path / "rival-2.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 2.0\n")
+    (other / "entry_points.txt").write_text("[gptflow]\ntwin = somewhere_else\n")
+    registry = Registry.load(["twin"])
+    message = str(registry.plugins["twin"].error)
+    assert "installed_twin" in message
+    assert "rival" in message
+    assert not registry.tasks
+
+
+def test_a_source_of_a_taken_name_is_refused():
+    class Feeds:
+        @hookimpl
+        def register_sources(self, register):
+            register("feed", lambda location: [])
+
+    registry = Registry()
+    registry.register(Feeds(), "first")
+    with pytest.raises(PluginLoadError, match="source 'feed'"):
+        registry.register(Feeds(), "second")
