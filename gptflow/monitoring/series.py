@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from gptflow.monitoring.surge import Counts
@@ -80,15 +80,6 @@ def wilson(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
     half /= 1 + square / total
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def ewma(values: Iterable[float], half_life: float = 6.0) -> list[float]:
-    """An exponentially weighted mean that halves a value's weight every `half_life` buckets."""
-    keep = 0.5 ** (1 / half_life)
-    smoothed: list[float] = []
-    for value in values:
-        smoothed.append(value if not smoothed else keep * smoothed[-1] + (1 - keep) * value)
-    return smoothed
 
 
 def counts(points: Mapping[int, Point], *, start: int, stop: int, bucket: int) -> Counts:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptflow.monitoring.series import Key, Opinion, Point, counts, ewma, floor, wilson
+from gptflow.monitoring.series import Key, Opinion, Point, counts, floor, wilson
 
 
 def test_a_post_counts_for_all_its_topic_and_its_entities() -> None:
@@ -25,8 +25,3 @@ def test_wilson_interval_is_known() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-
-
-def test_ewma_halves_in_its_half_life() -> None:
-    assert ewma([1.0, *[0.0] * 6], half_life=6)[-1] == pytest.approx(0.5)
-    assert ewma([]) == []
