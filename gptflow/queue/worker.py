@@ -31,7 +31,7 @@ def run_worker(
     A second SIGTERM changes nothing; SIGQUIT stops at once.
 
     Args:
-        profile: on which device; by default what the settings say.
+        profile: on which device, whatever the settings say; by default as they say.
         log_level: of the lines on standard error. `DEBUG` shows each message.
 
     Returns:
@@ -40,9 +40,7 @@ def run_worker(
     Raises:
         ConfigError: there is no Redis URL.
     """
-    if profile is not None and settings.device == "auto":
-        settings = settings.model_copy(update={"device": _DEVICES[profile]})
-    app = make_app(settings)
+    app = make_app(with_profile(settings, profile))
     # It warns root of pickled messages; none is ever read.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     set_up_logging(log_level)
@@ -57,6 +55,13 @@ def run_worker(
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def with_profile(settings: Settings, profile: Profile | None) -> Settings:
+    """The settings for a profile, which beats the device that they name; None changes nothing."""
+    if profile is None:
+        return settings
+    return settings.model_copy(update={"device": _DEVICES[profile]})
 
 
 def set_up_logging(level: str) -> None:
