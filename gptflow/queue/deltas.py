@@ -64,9 +64,12 @@ class DeltaWriter:
     def _write(self, events: list[tuple[str, Event]]) -> None:
         try:
             self._store.append(events)
+        # The whole text is in the result; its readers only lose sight of its making. Nothing
+        # may end the thread, or the job whose text this is.
         except BrokerUnavailable as error:
-            # The whole text is in the result; its readers only lose sight of its making.
             logger.warning("Streams: %s", error.message)
+        except Exception as error:  # noqa: BLE001  a store may raise anything
+            logger.error("Streams: a piece of text is dropped: %s.", type(error).__name__)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
