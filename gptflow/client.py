@@ -73,7 +73,7 @@ class Client:
         Args:
             task: its name, such as `sentiment.classify`.
             input: the task's input as JSON, or a bare string for its text.
-            key: the same key, for the same tenant, gives the same job.
+            key: the same key, for the same tenant and task, gives the same job.
             job_class: `interactive` jobs go first, `batch` jobs last.
             seed: of the random draws; by default derived from the job's id.
             timeout: seconds from now after which the answer is of no use.
@@ -135,7 +135,9 @@ class Client:
         """
         items = [
             {"index": index, "custom_id": custom_id, "input": _as_json(value)}
-            for index, (custom_id, value) in enumerate(map(split_row, rows, itertools.count()))
+            for index, (custom_id, value) in enumerate(
+                map(split_row, rows, map(str, itertools.count()))
+            )
         ]
         if not items:
             raise InvalidInput("The batch is empty.")
@@ -187,14 +189,14 @@ class Client:
         self.close()
 
 
-def split_row(row: Any, number: int) -> tuple[str, Any]:
-    """A batch row's own id and its input; rows without an id are named by their number."""
+def split_row(row: Any, name: str) -> tuple[str, Any]:
+    """A batch row's own id and its input; `name` is for rows without an id."""
     if isinstance(row, Mapping):
         if set(row) == ROW_FIELDS:
             return str(row["custom_id"]), row["input"]
         if "id" in row:
             return str(row["id"]), {name: value for name, value in row.items() if name != "id"}
-    return str(number), row
+    return name, row
 
 
 def _as_json(value: Any) -> Any:

@@ -52,7 +52,9 @@ class Envelope(BaseModel):
     input_ref: str | None = Field(None, description="the key of an input over the inline limit")
     items: tuple[Item, ...] | None = Field(None, description="some rows of a batch")
     batch: str | None = Field(None, pattern=ID_PATTERN, description="the batch the items are of")
-    key: str | None = Field(None, max_length=256, description="idempotency key, per tenant")
+    key: str | None = Field(
+        None, max_length=256, description="idempotency key, per tenant and task"
+    )
     tenant: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     job_class: JobClass = Field("standard", alias="class")
     seed: int | None = Field(None, ge=0, lt=2**63, description="of the random draws")

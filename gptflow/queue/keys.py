@@ -72,9 +72,9 @@ class Keys:
         """Hash: item number to result."""
         return f"{self.prefix}batch:{batch_id}:results"
 
-    def idempotency(self, tenant: str, key: str) -> str:
-        """String: the id of the job that was submitted with this key first."""
-        return f"{self.prefix}idem:{tenant}:{key}"
+    def idempotency(self, tenant: str, task: str, key: str) -> str:
+        """String: the id of the tenant's first job of this task with this key."""
+        return f"{self.prefix}idem:{tenant}:{task}:{key}"
 
     def worker(self, name: str) -> str:
         """String: a live worker's record; it expires when the worker falls silent."""

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gptflow.envelope import Envelope
@@ -18,16 +17,31 @@ from gptflow.queue.store import LISTED, Refusal, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
 
+_Key = tuple[str, str, str]
+"""Tenant, task and idempotency key."""
+
 
 @dataclasses.dataclass(slots=True)
 class _Entry:
     record: JobRecord
+    key: _Key | None = None
     attempt: int = 0
     result: str | None = None
+    aside: str | None = None
+    events: list[Event] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(slots=True)
+class _Batch:
+    record: BatchRecord
+    members: set[str] = dataclasses.field(default_factory=set)
+    items: dict[int, str] = dataclasses.field(default_factory=dict)  # in the order they ended in
 
 
 class MemoryStore(Store):
     """Records that live as long as this object; the oldest give way to new ones.
+
+    A job takes its input, its events and its key with it; the last job of a batch, the batch.
 
     Args:
         publish: called with the JSON of each envelope that is to run.
@@ -39,50 +53,55 @@ class MemoryStore(Store):
         self._announce = announce
         self._changed = threading.Condition()  # guards what follows
         self._jobs: dict[str, _Entry] = {}
-        self._keys: dict[tuple[str, str], str] = {}
-        self._aside: dict[str, str] = {}
-        self._events: defaultdict[str, list[Event]] = defaultdict(list)
-        self._batches: dict[str, BatchRecord] = {}
-        self._members: defaultdict[str, set[str]] = defaultdict(set)
-        self._items: defaultdict[str, dict[int, str]] = defaultdict(dict)
+        self._keys: dict[_Key, str] = {}
+        self._batches: dict[str, _Batch] = {}
         self._numbers = itertools.count(1)
 
     # What callers use.
 
     def submit(self, packed: Packed) -> str:
         envelope = packed.envelope
+        key = None
         with self._changed:
             if envelope.key is not None:
-                key = (envelope.tenant, envelope.key)
-                if (earlier := self._keys.get(key)) in self._jobs:
-                    return str(earlier)
+                key = (envelope.tenant, envelope.task, envelope.key)
+                if (earlier := self._keys.get(key)) is not None:
+                    return earlier
                 self._keys[key] = envelope.id
-            self._add(packed)
+            self._add(packed, key)
         self._publish(packed.wire)
         return envelope.id
 
-    def submit_batch(self, record: BatchRecord, chunks: Sequence[Packed]) -> None:
+    def open_batch(self, record: BatchRecord) -> None:
         with self._changed:
-            self._batches[record.id] = record
+            self._batches[record.id] = _Batch(record)
+
+    def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
+        with self._changed:
+            self._batch(batch_id).members.update(chunk.envelope.id for chunk in chunks)
             for chunk in chunks:
-                self._members[record.id].add(chunk.envelope.id)
                 self._add(chunk)
         for chunk in chunks:
             self._publish(chunk.wire)
 
-    def _add(self, packed: Packed) -> None:
-        envelope = packed.envelope
-        self._jobs[envelope.id] = _Entry(records.new_job(envelope, time.time(), packed.items))
-        if packed.aside is not None:
-            self._aside[self.input_key(envelope.id)] = packed.aside
+    def _add(self, packed: Packed, key: _Key | None = None) -> None:
+        record = records.new_job(packed.envelope, time.time(), packed.items)
+        self._jobs[record.id] = _Entry(record, key=key, aside=packed.aside)
         if len(self._jobs) > LISTED:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         oldest = next((i for i, e in self._jobs.items() if e.record.state in TERMINAL), None)
-        if oldest is not None:
-            del self._jobs[oldest]
-            self._events.pop(oldest, None)
+        if oldest is None:
+            return
+        entry = self._jobs.pop(oldest)
+        if entry.key is not None:
+            del self._keys[entry.key]
+        if (batch_id := entry.record.batch) in self._batches:
+            members = self._batches[batch_id].members
+            members.discard(oldest)
+            if not members:
+                del self._batches[batch_id]
 
     def job(self, job_id: str) -> JobRecord:
         with self._changed:
@@ -100,7 +119,8 @@ class MemoryStore(Store):
 
     def read_events(self, job_id: str, after: str, block: float) -> list[Event]:
         def newer() -> list[Event]:
-            return [event for event in self._events[job_id] if _place(event.id) > place]
+            entry = self._jobs.get(job_id)
+            return [event for event in entry.events if _place(event.id) > place] if entry else []
 
         place = _place(after)
         with self._changed:
@@ -109,27 +129,27 @@ class MemoryStore(Store):
 
     def batch(self, batch_id: str) -> BatchRecord:
         with self._changed:
-            return self._batch(batch_id)
+            return self._batch(batch_id).record
 
     def members(self, batch_id: str) -> set[str]:
         with self._changed:
-            return set(self._members[batch_id])
+            return set(self._batch(batch_id).members)
 
     def ended_items(self, batch_id: str) -> set[int]:
         with self._changed:
-            return set(self._items[batch_id])
+            return set(self._batch(batch_id).items)
 
     def read_items(self, batch_id: str, after: str, block: float) -> tuple[str, list[int]]:
-        # Items are kept in the order in which they ended.
         place = int(_place(after))
         with self._changed:
-            self._changed.wait_for(lambda: len(self._items[batch_id]) > place, block)
-            numbers = list(itertools.islice(self._items[batch_id], place, None))
+            items = self._batch(batch_id).items
+            self._changed.wait_for(lambda: len(items) > place, block)
+            numbers = list(itertools.islice(items, place, None))
         return str(place + len(numbers)), numbers
 
     def item_results(self, batch_id: str, numbers: Sequence[int]) -> dict[int, Result]:
         with self._changed:
-            items = self._items[batch_id]
+            items = self._batch(batch_id).items
             texts = {number: items[number] for number in numbers if number in items}
         return {number: records.decode(text) for number, text in texts.items()}
 
@@ -144,7 +164,8 @@ class MemoryStore(Store):
 
     def mark_batch_cancelled(self, batch_id: str) -> None:
         with self._changed:
-            self._batches[batch_id] = dataclasses.replace(self._batch(batch_id), cancelled=True)
+            batch = self._batch(batch_id)
+            batch.record = dataclasses.replace(batch.record, cancelled=True)
 
     # What workers use.
 
@@ -180,37 +201,39 @@ class MemoryStore(Store):
         entry.result = records.encode(result)
         entry.record = dataclasses.replace(entry.record, state=result.state, finished=time.time())
         if claimed or entry.record.batch is None:
-            self._aside.pop(self.input_key(result.id), None)
-        self._events[result.id].append(Event(id=self._next_id(), kind="end"))
+            entry.aside = None
+        entry.events.append(Event(id=self._next_id(), kind="end"))
         self._changed.notify_all()
         return True
 
     def finish_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
         texts = {number: records.encode(result) for number, result in results.items()}
         with self._changed:
-            record, items = self._batch(batch_id), self._items[batch_id]
+            batch = self._batches.get(batch_id)
+            if batch is None:  # forgotten; nobody waits for it
+                return
             for number, text in texts.items():
-                if number not in items:
-                    items[number] = text
-                    done = results[number].ok
-                    record = dataclasses.replace(
+                if number not in batch.items:
+                    batch.items[number] = text
+                    done, record = results[number].ok, batch.record
+                    batch.record = dataclasses.replace(
                         record, done=record.done + done, failed=record.failed + (not done)
                     )
-            self._batches[batch_id] = record
             self._changed.notify_all()
 
     def append(self, events: Iterable[tuple[str, Event]]) -> None:
         with self._changed:
             for job_id, event in events:
-                self._events[job_id].append(dataclasses.replace(event, id=self._next_id()))
+                if (entry := self._jobs.get(job_id)) is not None:
+                    entry.events.append(dataclasses.replace(event, id=self._next_id()))
             self._changed.notify_all()
 
     def load_aside(self, reference: str) -> str:
         with self._changed:
-            text = self._aside.get(reference)
-        if text is None:
+            entry = self._jobs.get(reference.removeprefix(self.input_key("")))
+        if entry is None or entry.aside is None:
             raise InvalidInput("The input that the job refers to does not exist.")
-        return text
+        return entry.aside
 
     def delay(self, packed: Packed) -> None:
         wait = (packed.envelope.not_before or 0.0) - time.time()
@@ -232,10 +255,10 @@ class MemoryStore(Store):
             raise JobNotFound(f"There is no job {job_id!r} in this process.")
         return entry
 
-    def _batch(self, batch_id: str) -> BatchRecord:
-        if (record := self._batches.get(batch_id)) is None:
+    def _batch(self, batch_id: str) -> _Batch:
+        if (batch := self._batches.get(batch_id)) is None:
             raise JobNotFound(f"There is no batch {batch_id!r} in this process.")
-        return record
+        return batch
 
     def _next_id(self) -> str:
         return str(next(self._numbers))

@@ -78,17 +78,23 @@ class RedisStore(Store):
         with self.reported():
             return cast(str, self._submit(*self._submission(packed)))
 
-    def submit_batch(self, record: BatchRecord, chunks: Sequence[Packed]) -> None:
-        keys = self.keys
+    def open_batch(self, record: BatchRecord) -> None:
+        key = self.keys.batch(record.id)
+        with self.reported(), self.client.pipeline(transaction=True) as pipe:
+            pipe.hset(key, mapping=records.flatten(record))
+            pipe.expire(key, self._ttl)
+            pipe.execute()
+
+    def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
+        members = self.keys.members(batch_id)
         with self.reported():
-            self.client.hset(keys.batch(record.id), mapping=records.flatten(record))
             # In slices, so that a large batch holds up nobody else's commands.
             for start in range(0, len(chunks), _MESSAGES):
                 part = chunks[start : start + _MESSAGES]
                 with self.client.pipeline(transaction=True) as pipe:
-                    pipe.sadd(keys.members(record.id), *(chunk.envelope.id for chunk in part))
-                    pipe.expire(keys.members(record.id), self._ttl)
-                    pipe.expire(keys.batch(record.id), self._ttl)
+                    pipe.sadd(members, *(chunk.envelope.id for chunk in part))
+                    pipe.expire(members, self._ttl)
+                    pipe.expire(self.keys.batch(batch_id), self._ttl)
                     for chunk in part:
                         self._submit(*self._submission(chunk), pipe)
                     pipe.execute()
@@ -96,7 +102,9 @@ class RedisStore(Store):
     def _submission(self, packed: Packed) -> tuple[list[str], list[Any]]:
         envelope, keys, now = packed.envelope, self.keys, time.time()
         job = keys.job(envelope.id)
-        idem = keys.idempotency(envelope.tenant, envelope.key) if envelope.key else job
+        idem = job
+        if envelope.key:
+            idem = keys.idempotency(envelope.tenant, envelope.task, envelope.key)
         fields = records.flatten(records.new_job(envelope, now, packed.items))
         if envelope.key:
             fields["idem"] = idem

@@ -36,11 +36,19 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, packed: Packed) -> str:
-        """Record and enqueue a job. Returns its id, or an earlier job's for the same key."""
+        """Record and enqueue a job.
+
+        Returns:
+            Its id, or that of an earlier job of the same key, tenant and task.
+        """
 
     @abc.abstractmethod
-    def submit_batch(self, record: BatchRecord, chunks: Sequence[Packed]) -> None:
-        """Record and enqueue a batch."""
+    def open_batch(self, record: BatchRecord) -> None:
+        """Record a batch, before the first of its messages."""
+
+    @abc.abstractmethod
+    def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
+        """Record and enqueue the messages of a batch. Where this raises, some may be queued."""
 
     @abc.abstractmethod
     def job(self, job_id: str) -> JobRecord:

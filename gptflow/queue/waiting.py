@@ -6,12 +6,13 @@ between: an event that got lost delays an answer by one such read and never hang
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
 from gptflow.config import Settings
 from gptflow.envelope import Envelope
-from gptflow.errors import JobNotFound, JobTimeout
+from gptflow.errors import GPTFlowError, JobNotFound, JobTimeout
 from gptflow.queue import records
 from gptflow.queue.payload import Packed, pack
 from gptflow.queue.store import BLOCK, Store
@@ -33,7 +34,14 @@ class StoreTransport:
 
     def submit_batch(self, record: BatchRecord, chunks: Sequence[Envelope]) -> None:
         # All are checked before the first is sent.
-        self.store.submit_batch(record, [self._pack(chunk) for chunk in chunks])
+        packed = [self._pack(chunk) for chunk in chunks]
+        self.store.open_batch(record)
+        try:
+            self.store.enqueue_batch(record.id, packed)
+        except BaseException:  # a caller that is interrupted leaves no half of a batch either
+            with contextlib.suppress(GPTFlowError):
+                self._cancel_batch(record.id)
+            raise
 
     def _pack(self, envelope: Envelope) -> Packed:
         return pack(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from gptflow import config
 from gptflow.client import Client
@@ -62,6 +63,30 @@ def test_a_server_that_is_away_is_an_error_within_five_seconds(
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "a secret" not in str(caught.value)
+
+
+def test_a_batch_of_which_only_a_part_was_enqueued_is_cancelled(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(settings=config.load(redis_url=server.url, app="half")) as flow:
+        client = flow.transport.store.client
+        # The batch's record, the first slice of its messages, and the second.
+        pipelines = [client.pipeline, client.pipeline, _broken_pipeline]
+        monkeypatch.setattr(client, "pipeline", lambda **options: pipelines.pop(0)(**options))
+        with pytest.raises(BrokerUnavailable):
+            flow.submit_many("text.generate", ["a secret"] * 5000)
+        assert not pipelines
+        monkeypatch.undo()
+        jobs = flow.transport.jobs(None, 100)
+        assert 0 < len(jobs) < 79
+        assert {job.state for job in jobs} == {"cancelled"}
+        batch = flow.batch(str(jobs[0].batch))
+        assert batch.record.cancelled
+        assert {result.state for result in batch.results(5)} == {"cancelled"}
+
+
+def _broken_pipeline(**_: Any) -> Any:
+    raise redis.ConnectionError("gone")
 
 
 def test_a_client_gets_over_a_restart_of_the_server(tmp_path: Path) -> None:

@@ -63,10 +63,13 @@ def test_a_result_that_is_not_json_fails_the_job(transport: MemoryTransport) -> 
     assert result.error.code == InvalidOutput.code
 
 
-def test_the_same_key_gives_the_same_job_for_one_tenant_only(transport: MemoryTransport) -> None:
+def test_the_same_key_gives_the_same_job_for_one_tenant_and_task_only(
+    transport: MemoryTransport,
+) -> None:
     first = submit(transport, "bed.echo", 1, key="k")
     assert submit(transport, "bed.echo", 2, key="k") == first
     assert submit(transport, "bed.echo", 2, key="k", tenant="other") != first
+    assert submit(transport, "bed.words", 2, key="k") != first
     assert transport.result(first, 5).unwrap() == {"value": 1}
 
 
