@@ -126,4 +126,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # The reader, such as `head`, has what it wanted.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if verbose or error.filename is None:
+            raise
+        click.secho(f"error: {error.filename}: {error.strerror}", fg="red", err=True)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -246,7 +246,8 @@ def _rows(session: Session, source: str) -> list[dict[str, Any]]:
     from gptflow.monitoring import sources
 
     readers = session.registry(session.settings()).sources
-    found = sources.rows(source, readers=readers, roots=[Path(source).resolve().parent])
+    _, rest = sources.split(source)
+    found = sources.rows(source, readers=readers, roots=[Path(rest).resolve().parent])
     return [dict(row) for row in found]
 
 

@@ -42,6 +42,12 @@ class Session:
         self.verbose = verbose
 
     @property
+    def options(self) -> list[str]:
+        """The options to give another `gptflow` so that it has the same settings."""
+        config = ["--config", str(self._config.resolve())] if self._config else []
+        return config + ["--verbose"] * self.verbose
+
+    @property
     def log_level(self) -> str:
         """Of the long-running processes."""
         return "DEBUG" if self.verbose else "INFO"

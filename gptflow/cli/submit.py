@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +24,7 @@ from gptflow.cli.session import (
 from gptflow.errors import ErrorInfo, InvalidInput
 
 if TYPE_CHECKING:
-    from gptflow.client import Client
+    from gptflow.job import Batch
 
 
 @click.command(short_help="Run a task on every row of a JSONL file.")
@@ -62,24 +63,27 @@ def submit(
     if not total:
         raise InvalidInput(f"{file} has no rows.")
     started = time.monotonic()
+    lines = bad
     with session.client(local=local, model=model) as client:
-        if not rows:
-            lines = bad
-        else:
+        here = client.settings.broker_url == "memory://"
+        if rows and not (wait or out or here):
             batch = client.submit_many(task, rows.values(), tenant=tenant, seed=seed)
-            if not (wait or out or local or client.settings.broker_url == "memory://"):
-                summary = {"batch": batch.id, "rows": len(rows), "bad_rows": len(bad)}
-                print_json(summary) if as_json else click.echo(batch.id)
-                return PARTIAL if bad else 0
+            summary = {"batch": batch.id, "rows": len(rows), "bad_rows": len(bad)}
+            print_json(summary) if as_json else click.echo(batch.id)
+            return PARTIAL if bad else 0
+        # Opened first: a file that cannot be written is found out before any work is done.
+        with _output(out) as write:
             try:
-                lines = bad | _collect(client, batch.id, rows, timeout)
+                if rows:
+                    batch = client.submit_many(task, rows.values(), tenant=tenant, seed=seed)
+                    _collect(batch, rows, lines, timeout)
             except KeyboardInterrupt:
                 batch.cancel()
                 raise click.Abort from None
+            finally:
+                # Whatever happened, what has ended is not lost.
+                write(lines)
     failed = sum(line["error"] is not None for line in lines.values())
-    with _open(out) as stream:
-        for number in sorted(lines):
-            stream.write(json.dumps(lines[number], ensure_ascii=False) + "\n")
     seconds = time.monotonic() - started
     if as_json and out:
         print_json({"rows": total, "failed": failed, "seconds": round(seconds, 3)})
@@ -92,24 +96,20 @@ def submit(
 
 
 def _collect(
-    client: Client, batch_id: str, rows: dict[int, Any], timeout: float
-) -> dict[int, dict[str, Any]]:
+    batch: Batch, rows: Mapping[int, Any], lines: dict[int, dict[str, Any]], timeout: float
+) -> None:
+    """Add an output line for each row that ends, by line number."""
     from gptflow.client import split_row
 
     numbers = list(rows)
-    lines: dict[int, dict[str, Any]] = {}
     with progress("Batch", len(rows)) as update:
-        for index, result in client.batch(batch_id).as_completed(timeout):
-            custom_id, _ = split_row(rows[numbers[index]], index)
+        for done, (index, result) in enumerate(batch.as_completed(timeout), 1):
+            number = numbers[index]
+            custom_id, _ = split_row(rows[number], _name(number))
             wire = result.as_dict()
-            lines[numbers[index]] = {
-                "custom_id": custom_id,
-                "output": wire["output"],
-                "error": wire["error"],
-                "provenance": wire["provenance"],
-            }
-            update(len(lines))
-    return lines
+            fields = {name: wire[name] for name in ("output", "error", "provenance")}
+            lines[number] = {"custom_id": custom_id} | fields
+            update(done)
 
 
 def _read_rows(file: str, max_payload: int) -> tuple[dict[int, Any], dict[int, dict[str, Any]]]:
@@ -137,7 +137,7 @@ def _parse_row(line: bytes, number: int) -> Any:
         raise ValueError("is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from None
-    custom_id, value = split_row(row, number)
+    custom_id, value = split_row(row, _name(number))
     if value is None:
         raise ValueError("holds no input")
     if len(custom_id) > MAX_CUSTOM_ID:
@@ -160,14 +160,25 @@ def _lines(file: str) -> Iterator[tuple[int, bytes]]:
 def _bad_row(number: int, message: str) -> dict[str, Any]:
     error = ErrorInfo(InvalidInput.code, message)
     return {
-        "custom_id": f"line-{number}",
+        "custom_id": _name(number),
         "output": None,
         "error": error.as_dict(),
         "provenance": None,
     }
 
 
-def _open(out: Path | None) -> IO[str]:
-    if out is None:
-        return click.open_file("-", "w")
-    return out.open("w", encoding="utf-8")
+def _name(number: int) -> str:
+    """What a row without an id of its own is called."""
+    return f"line-{number}"
+
+
+@contextmanager
+def _output(out: Path | None) -> Iterator[Callable[[Mapping[int, dict[str, Any]]], None]]:
+    """Yields a function that writes output lines, in the rows' order."""
+    with click.open_file("-", "w") if out is None else out.open("w", encoding="utf-8") as stream:
+
+        def write(lines: Mapping[int, dict[str, Any]]) -> None:
+            for number in sorted(lines):
+                stream.write(json.dumps(lines[number], ensure_ascii=False) + "\n")
+
+        yield write

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ def up(session: Session, demo: bool, workers: int, model: str | None) -> int:
     """
     settings = session.settings(model=model)
     _pull_model(settings)
-    with _started(settings, workers=workers, beat=not demo) as (client, processes):
+    with _started(session, settings, workers=workers, beat=not demo) as (client, processes):
         if demo:
             from gptflow.cli.demo import run_demo
 
@@ -62,11 +62,10 @@ def _pull_model(settings: Settings) -> None:
 
 @contextmanager
 def _started(
-    settings: Settings, *, workers: int, beat: bool
+    session: Session, settings: Settings, *, workers: int, beat: bool
 ) -> Iterator[tuple[Client, dict[str, subprocess.Popen[bytes]]]]:
     """Server, workers and scheduler, until the block ends."""
     from gptflow.client import Client
-    from gptflow.config import load
     from gptflow.queue.embedded import EmbeddedServer
 
     with ExitStack() as stack:
@@ -85,10 +84,14 @@ def _started(
         started = time.monotonic()
         processes: dict[str, subprocess.Popen[bytes]] = {}
         for number in range(1, workers + 1):
-            processes[f"worker {number}"] = stack.enter_context(_process("worker", environment))
+            processes[f"worker {number}"] = stack.enter_context(
+                _process("worker", session.options, environment)
+            )
         if beat:
-            processes["beat"] = stack.enter_context(_process("beat", environment))
-        client = stack.enter_context(Client(settings=load(redis_url=url, model=settings.model)))
+            processes["beat"] = stack.enter_context(_process("beat", session.options, environment))
+        client = stack.enter_context(
+            Client(settings=session.settings(redis_url=url, model=settings.model))
+        )
         _wait_until_ready(client, processes, workers)
         note(f"Worker: ready in {time.monotonic() - started:.1f} s with {settings.model}")
         yield client, processes
@@ -108,13 +111,15 @@ def _announced(data_dir: Path, url: str) -> Iterator[None]:
 
 
 @contextmanager
-def _process(command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    command: str, options: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """A `gptflow` process that ends with this one, even if this one is killed.
 
     It has a session of its own, so that Ctrl-C reaches it through us alone.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "gptflow", command, "--bound"],
+        [sys.executable, "-m", "gptflow", *options, command, "--bound"],
         env=dict(environment),
         start_new_session=True,
         stdin=subprocess.PIPE,

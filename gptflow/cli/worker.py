@@ -24,10 +24,8 @@ bound_option = click.option(
 @click.command(short_help="Start a worker.")
 @click.option(
     "--profile",
-    type=click.Choice(["auto", "cpu", "gpu"]),
-    default="auto",
-    show_default=True,
-    help="Where the model runs.",
+    type=click.Choice(["cpu", "gpu"]),
+    help="Where the model runs.  [default: the settings' device]",
 )
 @click.option("--slots", type=click.IntRange(1, 4096), help="Sequences decoding at once.")
 @click.option("--concurrency", type=click.IntRange(1, 4096), help="Jobs in flight at once.")
@@ -36,7 +34,7 @@ bound_option = click.option(
 @click.pass_obj
 def worker(
     session: Session,
-    profile: Literal["auto", "cpu", "gpu"],
+    profile: Literal["cpu", "gpu"] | None,
     slots: int | None,
     concurrency: int | None,
     model: str | None,
@@ -44,9 +42,8 @@ def worker(
     """Start a worker: one resident model that serves every plugin."""
     from gptflow.queue.worker import run_worker
 
-    device = {"auto": None, "cpu": "cpu", "gpu": "cuda"}[profile]
-    settings = session.settings(model=model, device=device, slots=slots, concurrency=concurrency)
-    return run_worker(settings, log_level=session.log_level)
+    settings = session.settings(model=model, slots=slots, concurrency=concurrency)
+    return run_worker(settings, profile=profile, log_level=session.log_level)
 
 
 @click.command(short_help="Start the scheduler.")

@@ -142,7 +142,7 @@ def test_a_batch_with_a_row_that_is_not_json_is_refused_whole(client, outbox):
     ],
 )
 def test_a_row_is_an_input_with_or_without_an_id(row, split):
-    assert split_row(row, 7) == split
+    assert split_row(row, "7") == split
 
 
 def test_a_client_that_is_left_is_closed(client, outbox):

@@ -10,9 +10,9 @@ from concurrent.futures import Future
 
 import pytest
 
+from gptflow.config import Settings
 from gptflow.context import Job
 from gptflow.errors import EmptyInput, JobFailed, PluginError
-from gptflow.config import Settings
 from gptflow.executor import Executor
 from gptflow.heads import Chosen, Generate, Generated
 from gptflow.prompt import Prompt

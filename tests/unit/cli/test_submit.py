@@ -47,7 +47,10 @@ def test_a_file_with_only_bad_rows_gives_only_errors(gptflow: Any, tmp_path: Pat
 def test_without_out_results_go_to_standard_output(gptflow: Any, tmp_path: Path) -> None:
     _write(tmp_path / "in.jsonl", "plain text", {"text": "an object"})
     outcome = gptflow("submit", "text.generate", "in.jsonl", "--local")
-    assert [json.loads(line)["custom_id"] for line in outcome.out.splitlines()] == ["0", "1"]
+    assert [json.loads(line)["custom_id"] for line in outcome.out.splitlines()] == [
+        "line-1",
+        "line-2",
+    ]
 
 
 def test_an_empty_file_is_an_error(gptflow: Any, tmp_path: Path) -> None:
@@ -82,3 +85,11 @@ def test_rows_that_no_queue_would_take_fail_alone(gptflow: Any, tmp_path: Path) 
     assert "nested too deeply" in lines[1]["error"]["message"]
     assert "over 256 characters" in lines[2]["error"]["message"]
     assert "holds no input" in lines[3]["error"]["message"]
+
+
+def test_an_output_that_cannot_be_written_is_found_out_first(gptflow: Any, tmp_path: Path) -> None:
+    _write(tmp_path / "in.jsonl", "a")
+    outcome = gptflow("submit", "text.generate", "in.jsonl", "--out", "no/such/out.jsonl")
+    assert outcome.code == 1
+    assert "no/such/out.jsonl: No such file or directory" in outcome.err
+    assert "rows" not in outcome.err
