@@ -20,14 +20,14 @@ _LEADING = re.compile(r"^[ \t]+", re.MULTILINE)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
+_PATIENCE = 32
+"""Attempts to parse a sample before blocks are cut off it, not lines."""
+
+
 def parse(source: str) -> ast.Module | None:
     """The syntax tree, or None where there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the code's style, such as an invalid escape
-        try:
-            return ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
+    tree = _parse_or_line(source)
+    return tree if isinstance(tree, ast.Module) else None
 
 
 def is_code(prompt: str) -> bool:
@@ -58,12 +58,11 @@ def clean(prefix: str, text: str) -> str:
     prefix, text = _indent(prefix, tabs=tabs), _indent(unfence(text), tabs=tabs)
     lines = textwrap.dedent(_join(prefix, text)).rstrip().split("\n")
     given = prefix.rstrip().count("\n")
-    for end in range(len(lines), 0, -1):
-        source = "\n".join(lines[:end]).rstrip()
-        tree = parse(source)
-        if tree is not None and _is_useful(tree, source, prefix):
-            return add_imports(_without_demonstration(source, tree, given=given))
-    return ""
+    source, tree = _longest_program(lines)
+    # What is longer holds all that is shorter: if this is of no use, no part of it is.
+    if not _is_useful(tree, source, prefix):
+        return ""
+    return add_imports(_without_demonstration(source, tree, given=given))
 
 
 def unfence(text: str) -> str:
@@ -79,6 +78,52 @@ def unfence(text: str) -> str:
         return before
     closing = _FENCE.search(rest)
     return rest[: closing.start()] if closing else rest
+
+
+def _longest_program(lines: list[str]) -> tuple[str, ast.Module]:
+    """The longest run of lines from the first one that parses, and its tree.
+
+    What does not parse still does not with more lines after the error, so each attempt ends
+    before the last one's error: one or two are usual. Where the errors only creep up, as in a
+    long `try` without its `except`, whole blocks go, and at the margin ever more lines.
+    """
+    end, stride, attempts = len(lines), 1, 0
+    while end > 0:
+        source = "\n".join(lines[:end]).rstrip()
+        tree = _parse_or_line(source)
+        if isinstance(tree, ast.Module):
+            return source, tree
+        attempts += 1
+        end = min(end, tree or end) - 1
+        if attempts > _PATIENCE:
+            block = _block(lines, end)
+            stride *= 1 if block else 2
+            end = block or end - stride
+    return "", ast.Module(body=[], type_ignores=[])
+
+
+def _block(lines: list[str], end: int) -> int:
+    """Where the block that holds the line before `end` begins; 0 at the margin."""
+    last = next((line for line in reversed(lines[:end]) if line.strip()), "")
+    depth = _depth(last)
+    at = range(end - 1, 0, -1)
+    return next((n for n in at if lines[n].strip() and _depth(lines[n]) < depth), 0)
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _parse_or_line(source: str) -> ast.Module | int | None:
+    """The syntax tree, or else the line, from 1, of the error where that is known."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the code's style, such as an invalid escape
+        try:
+            return ast.parse(source)
+        except SyntaxError as error:
+            return error.lineno
+        except (ValueError, RecursionError, MemoryError):
+            return None
 
 
 def _last_line(text: str) -> str:

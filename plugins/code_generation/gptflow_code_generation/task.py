@@ -69,13 +69,12 @@ class GenerateCode(Task[CodeRequest, Generated, CodeAnswer]):
 
     async def run(self, input: CodeRequest, ctx: Context) -> CodeAnswer:
         prompt = self.complete if input.completes else self.generate
-        variables = {**dict(input), "opening": input.opening}
+        opening = input.opening
+        variables = {**dict(input), "opening": opening}
         raw = await ctx.ask(self.head_for(input), prompt, variables, stream=True)
         assert isinstance(raw, Generated)
-        candidates = [
-            _candidate(input.opening, sample.text, sample.mean_logprob, number)
-            for number, sample in enumerate(raw.continuations)
-        ]
+        # Parsing takes a while and needs no event loop.
+        candidates = await asyncio.to_thread(_candidates, opening, raw)
         limits = Limits.for_timeout(input.timeout_s)
         if input.tests:
             candidates = await self._try(candidates, input.tests, limits)
@@ -87,7 +86,7 @@ class GenerateCode(Task[CodeRequest, Generated, CodeAnswer]):
         """The candidates with their reports; code that occurs twice runs once."""
         loop = asyncio.get_running_loop()
         codes = dict.fromkeys(candidate.code for candidate in candidates if candidate.parses)
-        imports = imports_for("\n".join(tests))
+        imports = await asyncio.to_thread(imports_for, "\n".join(tests))
         backend = self._backend
 
         def trial(code: str) -> Report:
@@ -140,6 +139,13 @@ class GenerateCode(Task[CodeRequest, Generated, CodeAnswer]):
             sandbox=sandbox,
             warnings=warnings,
         )
+
+
+def _candidates(opening: str, raw: Generated) -> list[Candidate]:
+    return [
+        _candidate(opening, sample.text, sample.mean_logprob, number)
+        for number, sample in enumerate(raw.continuations)
+    ]
 
 
 def _candidate(opening: str, text: str, mean_logprob: float, number: int) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
 
 import pytest
@@ -85,6 +86,41 @@ def test_statements_after_a_prompt_that_begins_no_definition_are_kept() -> None:
 
 def test_a_script_without_a_definition_is_no_answer_to_words() -> None:
     assert source.clean("", "print('hello')") == ""
+
+
+def test_a_long_block_without_its_end_goes_and_what_is_before_it_stays() -> None:
+    block = "    try:\n" + "        a += b\n" * 100
+    assert source.clean("def add(a, b):", f"\n    a = +a\n{block}") == (
+        "def add(a, b):\n    a = +a\n"
+    )
+
+
+def test_a_long_list_without_its_end_goes_and_what_is_before_it_stays() -> None:
+    assert source.clean("", ADD + "x = (\n" + "1,\n" * 6000) == ADD
+
+
+@pytest.mark.parametrize(
+    ("end", "attempts"),
+    [
+        ("x = (\n" + "1,\n" * 6000, 2),
+        ("x = 1 + \\\n" * 6000, 2),
+        ("def f(a):\n" * 6000, 3),
+        ("\0\n" * 6000, 50),
+        ("@a\n" * 6000, 50),
+    ],
+)
+def test_however_long_the_broken_end_few_attempts_find_the_program(
+    end: str, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    def parse(text: str) -> ast.Module:
+        parsed.append(text)
+        return compile(text, "sample", "exec", ast.PyCF_ONLY_AST)
+
+    monkeypatch.setattr(ast, "parse", parse)
+    assert source.clean("", end) == ""
+    assert len(parsed) <= attempts
 
 
 @pytest.mark.filterwarnings("error")
