@@ -7,16 +7,16 @@ readers with the hook `register_sources`.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import datetime as dt
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gptflow.cleaning import clean
 from gptflow.errors import InvalidInput
@@ -28,6 +28,9 @@ LATEST = 253_402_300_799.0
 
 MILLISECONDS = 1e11
 """Unix times above this are in milliseconds: as seconds it is in the year 5138."""
+
+LONGEST_LINE = 1 << 20
+"""Bytes in a line, its end included; a longer one is a bad row."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(?!\\)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -52,36 +55,84 @@ class BadRow:
     reason: str
 
 
+class _TooLong(csv.Error):
+    """A line over the limit; a `csv.Error` because it comes up through `csv.reader`."""
+
+    def __init__(self) -> None:
+        super().__init__(f"longer than {LONGEST_LINE} bytes")
+
+
+class _Lines:
+    """The lines of a file, none of them held in full if it is too long.
+
+    After `_TooLong` it goes on with the next line. Bytes that are not UTF-8 become surrogates.
+
+    Attributes:
+        number: of the last line, from 1.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.number = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(LONGEST_LINE + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) > LONGEST_LINE:
+            while line and not line.endswith(b"\n"):
+                line = self._file.readline(LONGEST_LINE)
+            raise _TooLong
+        if self.number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        return line.decode(errors="surrogateescape")
+
+
 def read_jsonl(location: str) -> Iterator[Mapping[str, Any]]:
     """One JSON object a line, UTF-8 with or without a byte-order mark; blank lines are skipped."""
-    with Path(location).open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if _SURROGATE.search(line):
-                yield {"line": number, "error": "not UTF-8"}
-                continue
+    with Path(location).open("rb") as file:
+        lines = _Lines(file)
+        while True:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                yield {"line": number, "error": "not JSON"}
+                line = next(lines)
+            except StopIteration:
+                return
+            except _TooLong as error:
+                yield {"line": lines.number, "error": str(error)}
                 continue
-            if isinstance(row, dict):
-                yield {**row, "line": number}
-            else:
-                yield {"line": number, "error": "not a JSON object"}
+            if line.strip():
+                yield {**_parse_json(line), "line": lines.number}
+
+
+def _parse_json(line: str) -> Mapping[str, Any]:
+    if _SURROGATE.search(line):
+        return {"error": "not UTF-8"}
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {"error": "not JSON"}
+    return row if isinstance(row, dict) else {"error": "not a JSON object"}
 
 
 def read_csv(location: str) -> Iterator[Mapping[str, Any]]:
     """Comma-separated with a header, UTF-8 with or without a byte-order mark.
 
     Raises:
-        InvalidInput: the header lacks `text` or `ts`.
+        InvalidInput: the header cannot be read, or lacks `text` or `ts`.
     """
     path = Path(location)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with path.open("rb") as file:
+        lines = _Lines(file)
         rows = csv.DictReader(lines, strict=True)
-        if missing := {"text", "ts"} - set(rows.fieldnames or ()):
+        try:
+            header = set(rows.fieldnames or ())
+        except csv.Error as error:
+            raise InvalidInput(f"The header of feed {path.name} is not CSV: {error}.") from None
+        if missing := {"text", "ts"} - header:
             raise InvalidInput(
                 f"Feed {path.name} has no column {min(missing)!r}.",
                 hint="Its first line must name the columns: id,text,ts,source.",
@@ -92,15 +143,15 @@ def read_csv(location: str) -> Iterator[Mapping[str, Any]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield {"line": rows.line_num, "error": f"not CSV: {error}"}
+                yield {"line": lines.number, "error": f"not CSV: {error}"}
                 continue
             if None in row:
-                yield {"line": rows.line_num, "error": "more fields than the header has"}
+                yield {"line": lines.number, "error": "more fields than the header has"}
             elif any(_SURROGATE.search(value) for value in row.values() if value):
-                yield {"line": rows.line_num, "error": "not UTF-8"}
+                yield {"line": lines.number, "error": "not UTF-8"}
             else:
                 filled = {name: value for name, value in row.items() if value}
-                yield {**filled, "line": rows.line_num}
+                yield {**filled, "line": lines.number}
 
 
 BUILT_IN: Mapping[str, Reader] = {"jsonl": read_jsonl, "csv": read_csv}
@@ -109,20 +160,27 @@ BUILT_IN: Mapping[str, Reader] = {"jsonl": read_jsonl, "csv": read_csv}
 def rows(
     location: str, *, readers: Mapping[str, Reader], roots: Sequence[Path]
 ) -> Iterable[Mapping[str, Any]]:
-    """Open a feed: `scheme:rest` for that scheme's reader, or a file by its suffix.
+    """Open a feed: a file by its suffix, `jsonl:file` or `csv:file`, or `scheme:rest` of a plugin.
 
     Args:
-        readers: of plugins, by scheme; they add to those built in.
+        readers: of plugins, by scheme; they add to those built in. What follows the scheme is
+            theirs to check.
         roots: the folders that files may be in, once symbolic links are followed.
 
     Raises:
         InvalidInput: no reader fits, or the file is not there or not in a permitted folder.
     """
     known = {**BUILT_IN, **readers}
+    kind, rest = split(location)
+    if kind is not None and kind not in BUILT_IN:
+        return _reader(known, kind)(rest)
+    return _reader(known, kind or Path(rest).suffix.removeprefix("."))(str(_locate(rest, roots)))
+
+
+def split(location: str) -> tuple[str | None, str]:
+    """The scheme of a location, None for a plain file, and the rest."""
     scheme = _SCHEME.match(location)
-    if scheme is not None:
-        return _reader(known, scheme[1])(location[scheme.end() :])
-    return _reader(known, Path(location).suffix.removeprefix("."))(str(_locate(location, roots)))
+    return (None, location) if scheme is None else (scheme[1], location[scheme.end() :])
 
 
 def _reader(known: Mapping[str, Reader], scheme: str) -> Reader:
@@ -200,12 +258,12 @@ def parse_time(value: object) -> float:
             value = float(value)
         except ValueError:
             return _parse_iso(str(value))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("ts is neither a Unix time nor ISO 8601")
-    seconds = value / 1000 if value > MILLISECONDS else float(value)
+    seconds = value / 1000 if MILLISECONDS < value <= LATEST * 1000 else value
     if not 0 <= seconds <= LATEST:
         raise ValueError("ts is not between 1970 and 9999")
-    return seconds
+    return float(seconds)
 
 
 def _parse_iso(text: str) -> float:

@@ -1,11 +1,21 @@
 """Feeds: what is read, and what is said of what cannot be."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from gptflow.errors import InvalidInput
-from gptflow.monitoring.sources import BadRow, Post, parse_time, posts, read_csv, read_jsonl, rows
+from gptflow.monitoring.sources import (
+    LONGEST_LINE,
+    BadRow,
+    Post,
+    parse_time,
+    posts,
+    read_csv,
+    read_jsonl,
+    rows,
+)
 
 
 def feed(tmp_path: Path, name: str, content: str | bytes) -> Path:
@@ -76,7 +86,7 @@ def test_times_are_unix_or_iso(given: object, seconds: float) -> None:
     assert parse_time(given) == seconds
 
 
-@pytest.mark.parametrize("given", ["yesterday", None, True, float("nan"), -1, "9e99", [1]])
+@pytest.mark.parametrize("given", ["yesterday", None, True, float("nan"), -1, "9e99", 10**400, [1]])
 def test_other_times_are_refused(given: object) -> None:
     with pytest.raises(ValueError, match="ts is"):
         parse_time(given)
@@ -87,9 +97,35 @@ def test_files_outside_the_permitted_folders_are_refused(tmp_path: Path) -> None
     root.mkdir()
     feed(tmp_path, "secret.jsonl", "{}")
     (root / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    for location in ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl"):
-        with pytest.raises(InvalidInput, match="not in a folder"):
-            rows(location, readers={}, roots=[root])
+    for file in ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl"):
+        for location in (file, f"jsonl:{file}", f"csv:{file}"):
+            with pytest.raises(InvalidInput, match="not in a folder"):
+                rows(location, readers={}, roots=[root])
+
+
+def test_a_scheme_names_the_kind_of_a_file_without_a_suffix(tmp_path: Path) -> None:
+    feed(tmp_path, "feed.log", '{"text": "a", "ts": 5}\n')
+    (found,) = posts(rows("jsonl:feed.log", readers={}, roots=[tmp_path]))
+    assert isinstance(found, Post)
+
+
+def test_a_line_that_is_too_long_is_a_bad_row_and_not_held(tmp_path: Path) -> None:
+    good = '{"text": "a", "ts": 5}\n'
+    path = feed(tmp_path, "feed.jsonl", good + "x" * 40 * LONGEST_LINE + "\n" + good)
+    tracemalloc.start()
+    found = list(posts(read_jsonl(str(path))))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found[1] == BadRow(2, "longer than 1048576 bytes")
+    assert found[0] == found[2]
+    assert peak < 8 * LONGEST_LINE
+
+
+def test_a_line_of_csv_that_is_too_long_is_a_bad_row(tmp_path: Path) -> None:
+    path = feed(tmp_path, "feed.csv", "text,ts\na,5\n" + "x" * 2 * LONGEST_LINE + "\nb,6\n")
+    found = list(posts(read_csv(str(path))))
+    assert found[1] == BadRow(3, "not CSV: longer than 1048576 bytes")
+    assert [row.text for row in found if isinstance(row, Post)] == ["a", "b"]
 
 
 def test_plugins_add_readers_by_scheme(tmp_path: Path) -> None:
