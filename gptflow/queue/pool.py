@@ -52,6 +52,7 @@ class EnginePool(BasePool):
         self._jobs: dict[int, _Job] = {}
         self._here = threading.local()
         self._runtime: Runtime | None = None
+        self._given_up = False
 
     # Starting and stopping.
 
@@ -83,7 +84,7 @@ class EnginePool(BasePool):
             self._engine.close()
             _refuse(error)
         self._runtime = runtime
-        self._presence = Presence(self._transport.store, runtime, self._record)
+        self._presence = Presence(self._transport.store, runtime, self._record, self._give_up)
         self._threads = ThreadPoolExecutor(self.limit, thread_name_prefix="gptflow-job")
         self.app.engine_pool = self
 
@@ -121,6 +122,15 @@ class EnginePool(BasePool):
         for job in tuple(self._jobs.values()):
             job.settle(EngineStopped("The worker was stopped."))
         self.on_stop()
+
+    def _give_up(self) -> None:
+        """End the process as SIGTERM does, with an exit code: its engine has stopped for good."""
+        if self._given_up:
+            return
+        self._given_up = True
+        logger.critical("The engine has stopped; so does the worker.")
+        worker_state.should_stop = EngineStopped.exit_code  # type: ignore[assignment]
+        _wake_hub()
 
     # Messages.
 
@@ -160,8 +170,7 @@ class EnginePool(BasePool):
                 cancel()
             del self._jobs[job.handle.number]
             # The consumer only looks for a free place when it wakes up.
-            if (hub := get_event_loop()) is not None:
-                hub.call_soon(_nothing)
+            _wake_hub()
 
     def run_here(self, envelope: Any) -> tuple[Result | None, bool]:
         """Run an envelope in this bridge thread: the body of the Celery task.
@@ -172,6 +181,10 @@ class EnginePool(BasePool):
         """
         assert self._runtime is not None
         job: _Job = self._here.job
+        if not self._engine.healthy:
+            self._give_up()
+            self._runtime.hand_back(envelope)
+            return None, job.settled
         return self._runtime.run(envelope, job.handle), job.settled
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
@@ -255,6 +268,11 @@ def _drain_hub() -> None:
     if hub is not None:
         for callback in hub._pop_ready():
             callback()
+
+
+def _wake_hub() -> None:
+    if (hub := get_event_loop()) is not None:
+        hub.call_soon(_nothing)
 
 
 def _nothing() -> None:

@@ -1,7 +1,8 @@
 """Presence: a worker's signs of life, and its ear for cancellations.
 
 Every few seconds it renews the worker's record, asks whether what runs here was cancelled
-(an announcement may get lost), and enqueues the delayed messages whose time has come.
+(an announcement may get lost), and enqueues the delayed messages whose time has come. Once the
+engine has stopped for good, it takes the record away instead, and says so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import redis
 
@@ -27,12 +30,23 @@ _LISTEN = 0.5
 
 
 class Presence:
-    """Runs in a thread of its own from `start` to `stop`."""
+    """Runs in a thread of its own from `start` to `stop`.
 
-    def __init__(self, store: RedisStore, runtime: Runtime, record: WorkerRecord) -> None:
+    Args:
+        on_engine_stopped: called at each beat that finds the engine stopped for good.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        runtime: Runtime,
+        record: WorkerRecord,
+        on_engine_stopped: Callable[[], None],
+    ) -> None:
         self._store = store
         self._runtime = runtime
         self._record = record
+        self._on_engine_stopped = on_engine_stopped
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gptflow-presence", daemon=True)
 
@@ -57,7 +71,9 @@ class Presence:
                 self._listen()
             except (BrokerUnavailable, redis.RedisError, OSError) as error:
                 logger.warning("Waiting for Redis: %s", type(error).__name__)
-                self._stopping.wait(BEAT)
+            except Exception as error:  # noqa: BLE001  a silent worker's jobs are claimed again
+                logger.error("A sign of life failed: %s.", type(error).__name__)
+            self._stopping.wait(BEAT)
 
     def _listen(self) -> None:
         """Beat and obey until the connection breaks or the worker stops."""
@@ -73,18 +89,32 @@ class Presence:
                     self._cancel(str(message["data"]))
 
     def _beat(self) -> None:
+        if self._runtime.engine.healthy:
+            self._announce()
+            self._store.release_delayed()
+        else:
+            self._on_engine_stopped()
+            self._store.withdraw(self._record.name)
+        if running := self._runtime.running():
+            for job_id in self._store.renew(running):
+                self._cancel(job_id)
+
+    def _announce(self) -> None:
         runtime = self._runtime
         self._record = dataclasses.replace(
             self._record,
             in_flight=runtime.in_flight,
             peak_in_flight=runtime.peak_in_flight,
-            stats=dict(runtime.engine.stats()),
+            stats=self._stats(),
         )
         self._store.announce(self._record)
-        self._store.release_delayed()
-        if running := runtime.running():
-            for job_id in self._store.renew(running):
-                self._cancel(job_id)
+
+    def _stats(self) -> Mapping[str, Any]:
+        try:
+            return dict(self._runtime.engine.stats())
+        except Exception as error:  # noqa: BLE001  a gauge must not cost the worker its record
+            logger.error("The engine's counters failed: %s.", type(error).__name__)
+            return self._record.stats
 
     def _cancel(self, job_id: str) -> None:
         if self._runtime.stop(job_id, JobCancelled(f"Job {job_id} was cancelled.")):

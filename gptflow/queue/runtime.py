@@ -170,8 +170,7 @@ class Runtime:
         except InvalidInput as error:
             return self._refuse(data, error)
         if envelope.not_before is not None and envelope.not_before > time.time():
-            packed = payload.Packed(envelope=envelope, wire=payload.dumps(envelope.to_wire()))
-            self._persist(partial(self._store.delay, packed))
+            self._delay(envelope)
             return None
         # Before the claim: a cancellation that comes right after it must find somebody.
         with self._lock:
@@ -183,6 +182,21 @@ class Runtime:
         finally:
             with self._lock:
                 del self._running[envelope.id]
+
+    def hand_back(self, data: Any) -> None:
+        """Enqueue a message again, unclaimed, for another worker. Blocks.
+
+        Args:
+            data: the envelope as it came.
+        """
+        try:
+            self._delay(Envelope.from_wire(data))
+        except InvalidInput as error:
+            self._refuse(data, error)
+
+    def _delay(self, envelope: Envelope) -> None:
+        packed = payload.Packed(envelope=envelope, wire=payload.dumps(envelope.to_wire()))
+        self._persist(partial(self._store.delay, packed))
 
     def _claim_and_run(self, envelope: Envelope, handle: Handle) -> Result | None:
         claim = self._persist(partial(self._store.claim, envelope, self.name, handle.number))

@@ -263,6 +263,22 @@ def test_a_job_of_a_killed_worker_is_run_again_when_its_message_comes_again(
     assert again.terminate() == 0
 
 
+def test_a_worker_whose_engine_has_stopped_ends_and_leaves_its_jobs_to_another(
+    own: Client, start_worker: Callable[..., Any]
+) -> None:
+    worker = start_worker(app=own.settings.app, concurrency="1")
+    wreck = own.submit("bed.wreck", {"value": 0})
+    others = [own.submit("text.generate", "hi") for _ in range(20)]
+    assert wreck.wait(20).ok
+    assert worker.popen.wait(20) == 1
+    assert "The engine has stopped" in worker.output
+    assert own.transport.workers() == []
+    assert {job.state for job in others} == {"queued"}
+    again = start_worker(app=own.settings.app)
+    assert all(job.wait(20).ok for job in others)
+    assert again.terminate() == 0
+
+
 @pytest.mark.parametrize(
     ("entry_point", "code", "said"),
     [

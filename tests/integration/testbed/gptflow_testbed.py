@@ -80,6 +80,16 @@ class Spread(Task[Value, Any, Answer]):
         return Answer(value=sum(result.unwrap()["value"] for result in results))
 
 
+class Wreck(Task[Value, Any, Answer]):
+    """Stop the worker's engine for good, as a crash does."""
+
+    name = "bed.wreck"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        ctx._engine.close()
+        return Answer(value=None)
+
+
 def _note(line: str) -> None:
     with open(os.environ["TESTBED_NOTES"], "a", encoding="utf-8") as notes:
         notes.write(line + "\n")
@@ -87,7 +97,7 @@ def _note(line: str) -> None:
 
 @hookimpl
 def register_tasks(register: Any) -> None:
-    for task in (Echo, Sleep, Gate, Words, Spread):
+    for task in (Echo, Sleep, Gate, Words, Spread, Wreck):
         register(task())
 
 
