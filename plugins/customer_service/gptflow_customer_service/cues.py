@@ -43,7 +43,7 @@ _SOCIAL: dict[Social, re.Pattern[str]] = {
         r"(?: (?:a lot|so much|very much|a million|again|you"
         r"|for (?:your|the|all the) (?:help|information|answer)))*"
         r"|(?:that )?(?:helped|helps)|great|perfect|got it|ok|okay"
-        r"|(?:好的?|嗯+|行|可以|明白了?|知道了?|懂了)*(?:非常|太|十分|真的)?"
+        r"|(?:好的?|嗯|行|可以|明白了?|知道了?|懂了)*(?:非常|太|十分|真的)?"
         r"(?:谢谢|多谢|感谢|谢啦|谢了|辛苦了)(?:你们?|您|啦|了|哦|的?帮助)*"
         r"|好的?|明白了?|知道了?|懂了"
     ),

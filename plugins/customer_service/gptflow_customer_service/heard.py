@@ -39,13 +39,13 @@ class Heard:
     def of(cls, conversation: Conversation) -> Self:
         messages: list[Message] = []
         pii: Counter[str] = Counter()
+        locale: Locale = "en"
         after_agent = False
         for turn in conversation.turns:
             if turn.role == "user":
                 text, counts = mask(turn.text)
                 plain = unmask_words(text)
-                earlier = (message.plain for message in reversed(messages))
-                locale = language.settle([plain, *earlier], conversation.locale)
+                locale = language.settle(plain, conversation.locale, locale)
                 messages.append(Message(text, plain, locale, after_agent))
                 pii.update(counts)
             after_agent = turn.role == "agent" or (after_agent and turn.role != "user")

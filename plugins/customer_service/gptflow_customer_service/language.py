@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 
 from gptflow_customer_service.knowledge import Locale
 from gptflow_customer_service.words import HAN, HAN_PER_WORD
 
 _HAN = re.compile(f"[{HAN}]")
 _LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]+")
+_FOREIGN = re.compile(rf"[^\W\d_A-Za-z\u00c0-\u024f{HAN}]")
 
 
 def detect(text: str) -> Locale | None:
@@ -26,10 +26,7 @@ def detect(text: str) -> Locale | None:
 
 def foreign_letters(text: str) -> int:
     """How many letters are of a script that is neither Latin nor Han, such as kana or Arabic."""
-    return sum(
-        character.isalpha() and not _HAN.match(character) and not _LATIN_WORD.match(character)
-        for character in text
-    )
+    return sum(character.isalpha() for character in _FOREIGN.findall(text))
 
 
 def is_foreign(text: str) -> bool:
@@ -41,12 +38,6 @@ def is_foreign(text: str) -> bool:
     return letters > 0 and foreign_letters(text) >= max(2, letters / 5)
 
 
-def settle(texts: Iterable[str], asked: Locale | None) -> Locale:
-    """The language to reply in: the one asked for, or else that of the newest text that tells.
-
-    Args:
-        texts: what the user wrote, the newest first.
-    """
-    if asked is not None:
-        return asked
-    return next((found for text in texts if (found := detect(text))), "en")
+def settle(text: str, asked: Locale | None, before: Locale = "en") -> Locale:
+    """The language to reply in: the one asked for, or else the text's, or the one before."""
+    return asked or detect(text) or before

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from pathlib import Path
+from typing import cast
 
+from gptflow.concurrency import gather
 from gptflow.heads import Raw
 from gptflow.prompt import Prompt
 from gptflow.task import Context, Setup, Task
-from gptflow_customer_service import extraction, grounding, intents
+from gptflow_customer_service import cues, extraction, grounding, intents
 from gptflow_customer_service.handoff import build_handoff
 from gptflow_customer_service.heard import Heard
 from gptflow_customer_service.knowledge import Knowledge, Locale
@@ -30,6 +33,9 @@ from gptflow_customer_service.schema import (
 PASSAGES = 2
 """How many entries a generated answer may cite. A quoted one is always of the best."""
 ANSWER_TOKENS = 96
+RECENT = 12
+"""Messages of the user's that are decided on, the last one after those that led to it. Of
+earlier ones only anger counts: two messages that are not understood end in a hand-off."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,18 +60,21 @@ class CustomerReply(Task[Conversation, Raw, Reply]):
 
     def __init__(self, knowledge: Path | None = None) -> None:
         self._path = knowledge
-        self._policy: Policy
 
     def setup(self, ctx: Setup) -> None:
-        knowledge = Knowledge.load(self._path or ctx.directory / "knowledge.jsonl")
-        self._policy = Policy(knowledge, Matcher(knowledge))
+        """Read the knowledge base and index it."""
+        _ = self._policy
+
+    @functools.cached_property
+    def _policy(self) -> Policy:
+        knowledge = Knowledge.load(self._path or self.directory / "knowledge.jsonl")
+        return Policy(knowledge, Matcher(knowledge))
 
     async def run(self, input: Conversation, ctx: Context) -> Reply:
-        heard = Heard.of(input)
-        decision = self._decide(heard)
-        intent, found = await asyncio.gather(
-            self._intent(heard, decision, ctx), self._answer(heard, decision, ctx)
-        )
+        # Reading a long conversation takes a while and needs no event loop.
+        heard = await asyncio.to_thread(Heard.of, input)
+        decision = await asyncio.to_thread(self._decide, heard)
+        intent, found = await self._ask(heard, decision, ctx)
         if decision.step == "draft" and found is None:
             decision = dataclasses.replace(decision, step="handoff", reason="unsupported_answer")
         if decision.step == "handoff" and not input.handoff_enabled:
@@ -77,10 +86,19 @@ class CustomerReply(Task[Conversation, Raw, Reply]):
 
     def _decide(self, heard: Heard) -> Decision:
         state, decision = State(), Decision("welcome")
-        for message in heard.messages:
+        for message in heard.messages[:-RECENT]:
+            anger = 0 if message.after_agent else state.anger
+            state = State(anger=anger + cues.is_angry(message.plain), previous=message.plain)
+        for message in heard.messages[-RECENT:]:
             before = State() if message.after_agent else state
             decision, state = self._policy.decide(before, message.plain, message.locale)
         return decision
+
+    async def _ask(
+        self, heard: Heard, decision: Decision, ctx: Context
+    ) -> tuple[Intent, Found | None]:
+        intent, answer = self._intent(heard, decision, ctx), self._answer(heard, decision, ctx)
+        return cast(tuple[Intent, Found | None], tuple(await gather(intent, answer)))
 
     async def _intent(self, heard: Heard, decision: Decision, ctx: Context) -> Intent:
         if decision.reason == "requested":
@@ -112,7 +130,7 @@ class CustomerReply(Task[Conversation, Raw, Reply]):
         """
         cited = matches[:PASSAGES]
         passages = [match.entry.answer for match in cited]
-        extract = extraction.best_sentence(question, passages[0])
+        extract = await asyncio.to_thread(extraction.best_sentence, question, passages[0])
         if extract is None or extract.score < extraction.PLAIN:
             # Not streamed: nobody may read an answer before it is checked.
             raw = await ctx.generate(

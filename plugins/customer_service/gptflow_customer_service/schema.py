@@ -19,7 +19,7 @@ class Turn(Input):
     """One message. `assistant` is this service, `agent` a person who works for the company."""
 
     role: Literal["user", "assistant", "agent"]
-    text: Text
+    text: Text = Field(max_length=20_000)
 
 
 class Conversation(Input):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
 
 from gptflow.client import Client
+from gptflow.context import Job, JobContext
 from gptflow.errors import ModelNotFound
 from gptflow.executor import Executor
 from gptflow.plugins import Registry
@@ -21,9 +23,10 @@ from gptflow.testing import (
     run,
     run_result,
 )
-from gptflow_customer_service.knowledge import Knowledge
-from gptflow_customer_service.reply import CustomerReply
-from gptflow_customer_service.schema import Reply
+from gptflow_customer_service.knowledge import Knowledge, Locale
+from gptflow_customer_service.policy import Decision, Policy, State
+from gptflow_customer_service.reply import RECENT, CustomerReply
+from gptflow_customer_service.schema import Conversation, Reply
 
 REPLY = CustomerReply()
 VAGUE = "It does not work"
@@ -276,6 +279,57 @@ def test_a_question_at_the_end_of_ten_thousand_characters_needs_a_person_or_is_a
     )
     longer = {"turns": [user("I like turtles, a lot " * 500)]}
     assert run_result(REPLY, longer, engine=engine).provenance.truncated
+
+
+def test_a_turn_may_have_twenty_thousand_characters_and_no_more() -> None:
+    assert reply("x" * 20_000).action
+    result = run_result(REPLY, {"turns": [user("x" * 20_001), user("Hi")]})
+    assert result.error is not None
+    assert result.error.code == "GF300"
+
+
+@pytest.mark.parametrize("text", ["嗯" * 10_000 + "x", "talk " * 4_000, "a@" * 10_000])
+def test_a_text_made_to_be_slow_to_search_is_decided_on_at_once(text: str) -> None:
+    assert reply(text, handoff_enabled=False).action == "clarify"
+
+
+def test_a_long_conversation_is_decided_by_its_last_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decided: list[str] = []
+    decide = Policy.decide
+
+    def count(policy: Policy, state: State, text: str, locale: Locale) -> tuple[Decision, State]:
+        decided.append(threading.current_thread().name)
+        return decide(policy, state, text, locale)
+
+    monkeypatch.setattr(Policy, "decide", count)
+    result = reply(*["How do I cancel my order?"] * 199, VAGUE)
+    assert result.action == "clarify"
+    assert len(decided) == RECENT
+    assert threading.main_thread().name not in decided
+
+
+def test_anger_long_ago_still_counts_unless_an_agent_spoke_since() -> None:
+    calm = ["How do I cancel my order?"] * 50
+    again = "Terrible, how do I cancel my order?"
+    angry = reply("This is useless", *calm, again)
+    assert angry.handoff is not None
+    assert angry.handoff.reason == "dissatisfied"
+    agent = {"role": "agent", "text": "I am sorry."}
+    assert reply("This is useless", agent, *calm, again).action == "answer"
+
+
+def test_a_task_that_was_not_set_up_reads_its_knowledge_base_when_it_is_run() -> None:
+    engine = ScriptedEngine()
+    context = JobContext(
+        engine,
+        Job(id="j", task=REPLY.name, input=None),
+        plugin="customer_service",
+        map=Executor(engine, registry_of(REPLY)).map,
+    )
+    given = Conversation.model_validate("How do I cancel my order?")
+    assert asyncio.run(CustomerReply().run(given, context)).action == "answer"
 
 
 def test_the_same_message_twice_gets_the_same_answer() -> None:

@@ -35,9 +35,9 @@ def test_the_language_is_that_of_most_words(text: str, locale: str | None) -> No
 
 
 def test_a_message_without_words_takes_the_language_of_the_one_before() -> None:
-    assert language.settle(["123", "你好"], None) == "zh"
-    assert language.settle(["123"], None) == "en"
-    assert language.settle(["你好"], "en") == "en"
+    assert language.settle("123", None, "zh") == "zh"
+    assert language.settle("123", None) == "en"
+    assert language.settle("你好", "en") == "en"
 
 
 @pytest.mark.parametrize("text", ["注文はいつ届きますか", "Где мой заказ?", "אני רוצה נציג"])

@@ -14,10 +14,10 @@ nothing that it could answer.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 
+from gptflow.concurrency import gather
 from gptflow.prompt import Prompt
 from gptflow.task import Context
 from gptflow_recommendation_scoring.schema import Interest
@@ -54,7 +54,7 @@ async def by_likelihood(
     if len(labels) == 1:
         labels.append(f"{labels[0]}…")  # two labels are the least that can be compared
     lines = "\n- ".join(text for text, _ in taste.texts)
-    known, free = await asyncio.gather(
+    known, free = await gather(
         ctx.choose(history, {"history": lines}, labels=labels, calibrate=False),
         ctx.choose(nobody, labels=labels, calibrate=False),
     )
