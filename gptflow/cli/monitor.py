@@ -302,15 +302,14 @@ def _summary(name: str, declared: Monitor | None, store: Store) -> dict[str, Any
     with store.read() as view:
         state = view.state(name)
         runs = view.runs(name, limit=1)
-        open_alerts = sum(alert["status"] == "firing" for alert in view.alerts(name, limit=1000))
-    history = (state.judged - state.first) / 86_400 if state.judged and state.first else 0.0
+        open_alerts = len(view.open_alerts(name))
     return {
         "name": name,
         "state": "paused" if state.paused else "running" if declared else "not declared",
         "cron": declared.cron if declared else None,
         "source": declared.source if declared else None,
         "last_run": _ago(runs[0]["started"]) if runs else None,
-        "history": f"{history:.1f} days",
+        "history": f"{state.history_days:.1f} days",
         "open_alerts": open_alerts,
     }
 
@@ -325,6 +324,8 @@ def _ago(moment: float) -> str:
 
 def _print_report(report: Mapping[str, Any]) -> None:
     columns = ("monitor", "status", "read", "new", "duplicates", "bad_rows", "classified", "failed")
+    if report["old"]:
+        note(f"Left out {report['old']} posts from more than ten weeks before the newest.")
     print_table(
         (*(column.replace("_", " ") for column in columns), "points", "history"),
         [(*(report[name] for name in columns), report["points"], _days(report))],

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from gptflow.monitoring.surge import (
+    WARM_UP,
     WEEK,
     Counts,
     Evidence,
@@ -73,7 +74,7 @@ def calibrate(
         length = min(len(counts) for counts in panel.values())
         bucket = next(iter(panel.values())).bucket
         first = length - weeks * WEEK // bucket
-        if first * bucket < 2 * WEEK:
+        if first * bucket < WARM_UP:
             continue
         replays.append(_replay(panel, first, length, rule))
         series_weeks += weeks * len(panel)

@@ -2,12 +2,15 @@
 
 A bucket closes when the newest post is later than its end by the permitted lateness. A feed that
 falls silent stops this clock, so that a broken source is not taken for calm.
+
+History is counted from the first post of the kept weeks, yet a gap before the warm-up is over
+starts it anew: a few stale posts in front of a new feed are no history.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gptflow.monitoring import alerts
@@ -15,11 +18,14 @@ from gptflow.monitoring.calibration import calibrate
 from gptflow.monitoring.monitors import Monitor
 from gptflow.monitoring.series import Key, Point, counts, floor
 from gptflow.monitoring.store import Changes, State
-from gptflow.monitoring.surge import DAY, WEEK, Counts, Spread
+from gptflow.monitoring.surge import DAY, WARM_UP, WEEK, Counts, Spread
 from gptflow.monitoring.tracking import NEW_NORMAL, Panel, Signal, Track
 
 HISTORY = 10 * WEEK
 """Seconds of series and texts that are kept: eight weeks of baseline and room for the lags."""
+
+LONGEST_GAP = WEEK
+"""Seconds without a post after which a warm-up starts anew."""
 
 FEWEST_NEGATIVES = 7
 """A series with fewer of them in all its history can neither fire nor teach anything."""
@@ -33,14 +39,17 @@ def judge(
     Returns:
         Where the monitor then stands, and the alerts that changed, already recorded.
     """
-    if state.first is None or state.newest is None:
+    if state.newest is None:
         return state, []
     bucket = monitor.bucket
     closed = floor(min(state.newest, now) - monitor.lateness, bucket)
-    since = state.first if state.judged is None else state.judged
+    origin = history_start(changes.starts(monitor.name, since=closed - HISTORY))
+    if origin is None:
+        return state, []
+    state = dataclasses.replace(state, first=origin)
+    since = origin if state.judged is None else max(origin, state.judged)
     if closed <= since:
         return state, []
-    origin = max(state.first, floor(since - HISTORY, DAY))
     points = {
         key: series
         for key, series in changes.series(monitor.name, since=origin).items()
@@ -54,9 +63,9 @@ def judge(
     state = _calibrated(monitor, state, series, closed)
     rule = dataclasses.replace(monitor.rule, **state.calibration.get("thresholds", {}))
     stored = changes.tracks(monitor.name)
+    changed = _lapsed(changes, monitor, stored, open_alerts, origin)
     tracks = {key: _load(stored[key], origin // bucket) for key in series if key in stored}
     panel: Panel[Key] = Panel(series, tracks, rule)
-    changed: dict[str, dict[str, Any]] = {}
     for end in range((since - origin) // bucket + 1, (closed - origin) // bucket + 1):
         for signal in panel.step(end):
             alert = _change(
@@ -69,6 +78,18 @@ def judge(
         monitor.name, {key: _dump(track, origin // bucket) for key, track in panel.tracks.items()}
     )
     return dataclasses.replace(state, judged=closed), list(changed.values())
+
+
+def history_start(starts: Iterable[int]) -> int | None:
+    """Where history begins, given the buckets that hold posts in order; None without any."""
+    first = last = None
+    for start in starts:
+        if first is None or last is None:
+            first = last = start
+        if start - last > LONGEST_GAP and last - first < WARM_UP:
+            first = start
+        last = start
+    return first
 
 
 def _change(
@@ -96,7 +117,7 @@ def _known(
 ) -> dict[Key, dict[str, Any]]:
     """The open alerts; what any alert covers is kept out of the baselines."""
     open_alerts: dict[Key, dict[str, Any]] = {}
-    for alert in changes.alerts(monitor.name, limit=1000):
+    for alert in changes.open_alerts(monitor.name, or_after=origin):
         key = Key(alert["topic"], alert["entity"] or "")
         if alert["status"] == "firing":
             open_alerts.setdefault(key, alert)
@@ -108,6 +129,24 @@ def _known(
                     (start - origin) // monitor.bucket, (end - origin) // monitor.bucket
                 )
     return open_alerts
+
+
+def _lapsed(
+    changes: Changes,
+    monitor: Monitor,
+    stored: dict[Key, dict[str, Any]],
+    open_alerts: dict[Key, dict[str, Any]],
+    origin: int,
+) -> dict[str, dict[str, Any]]:
+    """Resolve, by id, what last fired before history begins: no window will show its end."""
+    lapsed = {}
+    for key, alert in list(open_alerts.items()):
+        fired = stored[key]["fired"]
+        if fired is not None and fired * monitor.bucket <= origin:
+            lapsed[alert["alert_id"]] = alerts.resolved(alert, origin)
+            del open_alerts[key], stored[key]
+            changes.save_tracks(monitor.name, {key: dataclasses.asdict(Track())})
+    return lapsed
 
 
 def _calibrated(monitor: Monitor, state: State, series: Mapping[Key, Counts], closed: int) -> State:

@@ -21,13 +21,13 @@ from gptflow.monitoring.monitors import Monitor
 from gptflow.monitoring.series import Opinion, Point, floor
 from gptflow.monitoring.sources import BadRow, Post, posts
 from gptflow.monitoring.store import Changes, State, Store, Story
+from gptflow.monitoring.surge import DAY, WARM_UP
 from gptflow.task import Output
 
 Status = Literal["ok", "insufficient_history", "paused", "busy"]
 Notify = Callable[[Mapping[str, Any]], None]
 
-WARM_UP_DAYS = 14
-"""Less history than this says nothing about what is usual."""
+WARM_UP_DAYS = WARM_UP // DAY
 
 REPORTED = 20
 """Bad rows that a report names; all of them are counted."""
@@ -56,6 +56,7 @@ class Report(Output):
     bad_rows: int = 0
     bad: list[BadRow] = Field([], description="the first bad rows, and what is wrong with them")
     ahead: int = Field(0, description="posts from after `now`, left for a later run")
+    old: int = Field(0, description="posts from over ten weeks before the newest, left out")
     left: int = Field(0, description="new posts over the limit, left for the next run")
     new: int = Field(0, description="posts that no earlier run had read")
     duplicates: int = Field(0, description="new posts that repeat a story")
@@ -138,8 +139,12 @@ def _read(
             found.setdefault(post.id, post)
     with store.read() as view:
         seen = view.seen(monitor.name, found)
+        newest = view.state(monitor.name).newest or 0.0
+    horizon = max([newest, *(post.ts for post in found.values())]) - HISTORY
+    report.old = sum(post.ts < horizon for post in found.values())
     new = sorted(
-        (post for post in found.values() if post.id not in seen), key=lambda p: (p.ts, p.id)
+        (post for post in found.values() if post.ts >= horizon and post.id not in seen),
+        key=lambda post: (post.ts, post.id),
     )
     report.left = max(0, len(new) - monitor.limit)
     return new[: monitor.limit]
@@ -217,12 +222,12 @@ def _record(
         state, report.alerts = judge(changes, monitor, state, now=now)
         changes.save(state)
         report.judged_until = state.judged
-        if state.first is not None and state.judged is not None:
-            report.history_days = (state.judged - state.first) / 86_400
+        report.history_days = state.history_days
         if report.history_days < WARM_UP_DAYS:
             report.status = "insufficient_history"
         if state.judged is not None:
             changes.forget(monitor.name, state.judged - HISTORY)
+        changes.forget_runs(monitor.name, time.time() - HISTORY)
         changes.finish(monitor.name, report.fire, report.model_dump(mode="json"))
 
 
@@ -250,11 +255,8 @@ def _count(
             touched.add((key, start))
         if state.judged is not None and start < state.judged:
             report.late += 1
-        state = dataclasses.replace(
-            state,
-            first=start if state.first is None else min(state.first, start),
-            newest=story.ts if state.newest is None else max(state.newest, story.ts),
-        )
+        newest = story.ts if state.newest is None else max(state.newest, story.ts)
+        state = dataclasses.replace(state, newest=newest)
     report.points = len(touched)
     return state
 
@@ -266,4 +268,4 @@ def _deliver(monitor: Monitor, store: Store, notify: Notify) -> None:
         notify(alert)
     if waiting:
         with store.write() as changes:
-            changes.mark_delivered([alert["alert_id"] for alert in waiting])
+            changes.mark_delivered(waiting)

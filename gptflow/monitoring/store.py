@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from gptflow.monitoring.duplicates import Fingerprint
 from gptflow.monitoring.series import Key, Point
+from gptflow.monitoring.surge import DAY
 
 FILE_NAME = "monitors.sqlite3"
 LEASE = 900.0
@@ -86,7 +88,7 @@ class State:
     """Where a monitor stands.
 
     Attributes:
-        first: start of its first bucket; None before the first post.
+        first: start of the bucket that its history begins with; None before it has any.
         judged: the end of the last bucket that was judged.
         newest: the latest event time seen.
     """
@@ -98,6 +100,13 @@ class State:
     judged: int | None = None
     newest: float | None = None
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def history_days(self) -> float:
+        """Days from the beginning of its history to the last judged bucket."""
+        if self.first is None or self.judged is None:
+            return 0.0
+        return max(0.0, (self.judged - self.first) / DAY)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +239,14 @@ class View:
             series.setdefault(Key(row["topic"], row["entity"]), {})[row["start"]] = point
         return series
 
+    def starts(self, monitor: str, *, since: int) -> list[int]:
+        """The buckets from `since` on that hold posts, in order."""
+        query = (
+            "SELECT start FROM points WHERE monitor = ? AND topic = ? AND entity = ? "
+            "AND start >= ? ORDER BY start"
+        )
+        return [row[0] for row in self._db.execute(query, (monitor, *Key(), since))]
+
     def tracks(self, monitor: str) -> dict[Key, dict[str, Any]]:
         """Where each series' detector stands."""
         rows = self._db.execute("SELECT * FROM tracks WHERE monitor = ?", (monitor,))
@@ -240,6 +257,15 @@ class View:
         query = "SELECT body FROM alerts WHERE ? IS NULL OR monitor = ? ORDER BY opened DESC, id"
         rows = self._db.execute(query + " LIMIT ?", (monitor, monitor, limit))
         return [json.loads(row["body"]) for row in rows]
+
+    def open_alerts(self, monitor: str, *, or_after: float = math.inf) -> list[dict[str, Any]]:
+        """Alerts that are firing, and all whose window ends after a time, the newest first."""
+        query = (
+            "SELECT body FROM alerts WHERE monitor = ? "
+            "AND (json_extract(body, '$.status') = 'firing' "
+            "OR json_extract(body, '$.window.end') > ?) ORDER BY opened DESC, id"
+        )
+        return [json.loads(row["body"]) for row in self._db.execute(query, (monitor, or_after))]
 
     def undelivered(self, monitor: str) -> list[dict[str, Any]]:
         """Alerts with a change that nobody was told of yet, oldest first."""
@@ -366,10 +392,18 @@ class Changes(View):
             ),
         )
 
-    def mark_delivered(self, ids: Sequence[str]) -> None:
-        self._db.executemany("UPDATE alerts SET delivered = 1 WHERE id = ?", [(id,) for id in ids])
+    def mark_delivered(self, alerts: Iterable[Mapping[str, Any]]) -> None:
+        """Record that these changes were told; one that came in since is still to be told."""
+        self._db.executemany(
+            "UPDATE alerts SET delivered = 1 WHERE id = ? AND json_extract(body, '$.change') = ?",
+            [(alert["alert_id"], alert["change"]) for alert in alerts],
+        )
 
     def forget(self, monitor: str, before: float) -> None:
         """Drop texts and counts from before a time; alerts stay, with their examples."""
         self._db.execute("DELETE FROM stories WHERE monitor = ? AND ts < ?", (monitor, before))
         self._db.execute("DELETE FROM points WHERE monitor = ? AND start < ?", (monitor, before))
+
+    def forget_runs(self, monitor: str, before: float) -> None:
+        """Drop the reports of runs that started before a time by the clock."""
+        self._db.execute("DELETE FROM runs WHERE monitor = ? AND started < ?", (monitor, before))

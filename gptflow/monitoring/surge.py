@@ -30,6 +30,9 @@ from gptflow.monitoring.tails import (
 )
 
 HOUR, DAY, WEEK = 3600, 86_400, 604_800
+WARM_UP = 2 * WEEK
+"""Seconds; less history than this says nothing about what is usual."""
+
 FEWEST_WINDOWS = 7
 """Fewer baseline windows than these say nothing about spread."""
 
@@ -225,7 +228,7 @@ def read(counts: Counts, end: int, rule: Rule, spreads: dict[int, Spread]) -> li
         which sees what the first is too short to tell from noise. None of them where there is
         too little history; less than two weeks always is.
     """
-    if end * counts.bucket < 2 * WEEK:
+    if end * counts.bucket < WARM_UP:
         return []
     readings: list[Reading] = []
     for width in counts.widths:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from gptflow.errors import ConfigError
+from gptflow.monitoring.judge import history_start
 from gptflow.monitoring.monitors import Monitor
 from gptflow.monitoring.runner import Classify, Failed, Report, run
 from gptflow.monitoring.series import Key, Opinion, Point
@@ -221,6 +223,39 @@ def test_an_alert_that_nobody_heard_is_told_by_the_next_run(store: Store) -> Non
     go(store, feed(), notify=lambda alert: pytest.fail("told twice"))
 
 
+def test_a_change_that_comes_in_while_another_is_told_is_told_too(store: Store) -> None:
+    def escalate(alert: Mapping[str, Any]) -> None:
+        with store.write() as changes:
+            changes.save_alert({**alert, "change": "escalated"}, delivered=False)
+
+    go(store, feed(), notify=escalate)
+    told: list[Mapping[str, Any]] = []
+    go(store, feed(), notify=told.append)
+    assert {alert["change"] for alert in told} == {"escalated"}
+
+
+def test_an_open_alert_is_known_however_many_came_after_it(store: Store) -> None:
+    def alert(number: int, status: str) -> Mapping[str, Any]:
+        window = {"start": START + number, "end": START + number + HOUR}
+        return {"alert_id": f"a{number}", "monitor": "market", "window": window, "status": status}
+
+    with store.write() as changes:
+        changes.save_alert(alert(0, "firing"), delivered=True)
+        for number in range(1, 1002):
+            changes.save_alert(alert(number, "resolved"), delivered=True)
+        assert [a["alert_id"] for a in changes.open_alerts("market")] == ["a0"]
+        assert len(changes.open_alerts("market", or_after=START)) == 1002
+
+
+def test_an_alert_from_before_history_begins_is_resolved(store: Store) -> None:
+    opened = {alert["alert_id"] for alert in go(store, feed()).alerts}
+    fresh = [row(60_000 + n, START + 120 * DAY + n * HOUR / 2) for n in range(96)]
+    report = go(store, feed() + fresh, now=START + 122 * DAY)
+    assert report.status == "insufficient_history"
+    assert {alert["alert_id"] for alert in report.alerts} == opened
+    assert {alert["status"] for alert in report.alerts} == {"resolved"}
+
+
 def test_a_surge_is_over_when_a_whole_window_is_quiet(store: Store) -> None:
     go(store, feed())
     later = [row(50_000 + n, START + 21 * DAY + n * HOUR / 2) for n in range(48 * 3)]
@@ -233,6 +268,61 @@ def test_a_silent_feed_stops_the_clock(store: Store) -> None:
     first = go(store, feed(), now=START + 40 * DAY)
     assert first.judged_until == START + 21 * DAY - HOUR
     assert go(store, feed(), now=START + 60 * DAY).alerts == []
+
+
+def test_posts_from_before_the_kept_weeks_are_left_out(store: Store) -> None:
+    fresh = [row(n, START + n * HOUR / 2) for n in range(40)]
+    for _ in range(2):
+        report = go(store, [row(90_000, 0), *fresh])
+        assert report.old == 1
+        assert report.history_days < 1
+    assert total(store).raw == 40
+
+
+@pytest.mark.parametrize("days_ago", [9, 40, 69, 200])
+def test_a_stale_post_is_no_history(store: Store, days_ago: int) -> None:
+    stale = row(90_000, START - days_ago * DAY)
+    for rows in ([stale], [stale, *feed(3, surge=False)], [stale, *feed(3)]):
+        report = go(store, rows)
+        assert (report.status, report.alerts) == ("insufficient_history", [])
+    assert report.history_days < 4
+
+
+def test_a_stale_post_that_comes_late_is_no_history(store: Store) -> None:
+    go(store, feed(3, surge=False))
+    report = go(store, [*feed(3), row(90_000, START - 60 * DAY)])
+    assert (report.status, report.alerts) == ("insufficient_history", [])
+
+
+def test_history_begins_anew_after_a_gap_until_the_warm_up_is_over() -> None:
+    def days(*spans: tuple[int, int]) -> list[int]:
+        return [day * DAY for first, last in spans for day in range(first, last + 1)]
+
+    assert history_start([]) is None
+    assert history_start(days((0, 13), (22, 30))) == 22 * DAY
+    assert history_start(days((0, 13), (20, 30))) == 0
+    assert history_start(days((0, 14), (40, 50))) == 0
+    assert history_start(days((0, 0), (30, 30), (60, 80))) == 60 * DAY
+
+
+def test_after_a_year_of_silence_history_begins_anew(store: Store) -> None:
+    go(store, feed(surge=False))
+    later = [row(70_000 + n, START + 400 * DAY + n * HOUR / 2) for n in range(96)]
+    report = go(store, later, now=START + 402 * DAY)
+    assert report.status == "insufficient_history"
+    assert report.history_days < 2
+
+
+def test_reports_are_forgotten_with_the_texts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        then = time.time() - 71 * DAY
+        patch.setattr(time, "time", lambda: then)
+        go(store, feed(1), fire="then")
+    go(store, feed(1), fire="now")
+    with store.read() as view:
+        assert [run["fire"] for run in view.runs("market")] == ["now"]
 
 
 def test_late_posts_count_but_raise_no_alert(store: Store) -> None:
