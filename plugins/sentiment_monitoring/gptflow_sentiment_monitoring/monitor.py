@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from gptflow import Context, Input, Result, Task, config
+from gptflow import Context, Input, Result, Task
+from gptflow.config import Settings
 from gptflow.errors import InvalidInput, from_info
 from gptflow.heads import Raw
 from gptflow.monitoring import monitors, runner, sources
@@ -15,7 +17,8 @@ from gptflow.monitoring.monitors import Monitor
 from gptflow.monitoring.runner import Failed, Report
 from gptflow.monitoring.series import Opinion
 from gptflow.monitoring.store import Store
-from gptflow.plugins import Registry, default_registry
+from gptflow.plugins import Registry
+from gptflow.task import Setup
 
 CLASSIFY = "sentiment.classify"
 
@@ -48,20 +51,22 @@ class MonitorRun(Input):
 class RunMonitor(Task[MonitorRun, Raw, Report]):
     """Read a feed, classify what is new, and alert on surges of bad news.
 
-    Args:
-        registry: the plugins that read feeds and are told of alerts.
+    Feeds are read and alerts are told of by the worker's plugins; what was seen is kept in its
+    data folder.
     """
 
     name = "sentiment.monitor"
 
-    def __init__(self, registry: Callable[[], Registry] = default_registry) -> None:
-        self._registry = registry
+    _settings: Settings
+    _registry: Registry
+
+    def setup(self, ctx: Setup) -> None:
+        self._settings, self._registry = ctx.settings, ctx.registry
 
     async def run(self, input: MonitorRun, ctx: Context) -> Report:
-        settings = config.load()
+        settings, registry = self._settings, self._registry
         path = monitors.default_path(settings)
-        monitor = _monitor(input, monitors.load(path))
-        registry = self._registry()
+        monitor = _monitor(input, path)
 
         def rows() -> Iterable[Mapping[str, Any]]:
             if input.rows is not None:
@@ -91,7 +96,8 @@ class RunMonitor(Task[MonitorRun, Raw, Report]):
         return report
 
 
-def _monitor(input: MonitorRun, declared: Mapping[str, Monitor]) -> Monitor:
+def _monitor(input: MonitorRun, path: Path) -> Monitor:
+    declared = monitors.load(path)
     if input.name in declared:
         if input.options or input.source is not None:
             raise InvalidInput(
@@ -106,7 +112,7 @@ def _monitor(input: MonitorRun, declared: Mapping[str, Monitor]) -> Monitor:
     if monitor.source is None and input.rows is None:
         raise InvalidInput(
             f"Monitor {input.name!r} is not declared, and the run names no source.",
-            hint=f"Declare it in {monitors.default_path()}, or give `source` or `rows`.",
+            hint=f"Declare it in {path}, or give `source` or `rows`.",
         )
     return monitor
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gptflow import hookimpl
+from gptflow import config, hookimpl
+from gptflow.config import Settings
 from gptflow.context import Job
 from gptflow.executor import Executor
 from gptflow.plugins import Registry
@@ -50,8 +51,9 @@ def mood(text: str, labels: tuple[str, ...]) -> str:
 class Desk:
     """A plugin with the tasks under test that notes the alerts it is told of."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
         self.registry = Registry()
+        self.settings = settings
         self.alerts: list[Mapping[str, Any]] = []
         self.registry.register(self, "desk")
         self.engine = ScriptedEngine(choose=mood)
@@ -59,7 +61,7 @@ class Desk:
     @hookimpl
     def register_tasks(self, register: Any) -> None:
         register(ClassifyPost())
-        register(RunMonitor(lambda: self.registry))
+        register(RunMonitor())
 
     @hookimpl
     def register_sources(self, register: Any) -> None:
@@ -71,7 +73,8 @@ class Desk:
 
     def result(self, input: Any, job_id: str = "job_test") -> Result:
         job = Job(id=job_id, task="sentiment.monitor", input=input)
-        return asyncio.run(Executor(self.engine, self.registry).run(job))
+        executor = Executor(self.engine, self.registry, settings=self.settings)
+        return asyncio.run(executor.run(job))
 
 
 @pytest.fixture
@@ -112,6 +115,18 @@ def test_a_declared_monitor_needs_its_name_only(desk: Desk, data_dir: Path) -> N
     assert result.warnings[0].startswith("insufficient_history")
 
 
+def test_a_worker_with_settings_of_its_own_keeps_to_its_data_folder(
+    data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("production")
+    (folder / "feed.csv").write_text("text,ts\nShares sink,2026-03-02T09:00:00Z\n")
+    (folder / "monitors.toml").write_text('[[monitor]]\nname = "desk"\nsource = "feed.csv"\n')
+    desk = Desk(config.load().model_copy(update={"data_dir": folder}))
+    assert desk.result("desk").unwrap()["new"] == 1
+    assert (folder / "monitors.sqlite3").is_file()
+    assert not list(data_dir.iterdir())
+
+
 def test_rows_may_come_with_the_job(desk: Desk) -> None:
     rows = [{"id": "a", "text": "Shares sink", "ts": 1772442000}]
     assert desk.result({"name": "mine", "rows": rows}).output["classified"] == 1
@@ -123,6 +138,7 @@ def test_rows_may_come_with_the_job(desk: Desk) -> None:
         {"name": "x"},
         {"name": "x", "source": "/etc/hostname.csv"},
         {"name": "x", "source": "../monitors.sqlite3"},
+        {"name": "x", "source": "jsonl:/etc/hostname"},
         {"name": "x", "source": "sample:nothing"},
         {"name": "x", "source": "sample:market", "rows": []},
         {"name": "x", "source": "sample:market", "now": "soon"},
