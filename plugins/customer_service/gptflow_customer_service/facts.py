@@ -68,14 +68,18 @@ _NAME = re.compile(r"(?<![A-Za-z])[A-Z][A-Za-z'’]+")
 def quantities(text: str) -> dict[str, str]:
     """Canonical form, `number` or `number unit`, of every number -> how it is written."""
     text = _digits(text)
-    found: dict[str, str] = {}
-    for match in _NUMBER.finditer(text):
-        unit, end = _unit(text, match)
-        value = match[0].rstrip("0").rstrip(".") if "." in match[0] else match[0]
-        found[f"{value} {unit}".strip()] = text[match.start() : end].strip()
-    for match in _MONTH.finditer(text):
-        found[f"{_MONTHS[match[0].lower()]} month of the year"] = match[0]
-    return found
+    return {canonical: text[start:end].strip() for canonical, start, end in _quantities(text)}
+
+
+def without_quantities(text: str) -> str:
+    """The text with a space in place of every number and its unit."""
+    text = _digits(text)
+    kept: list[str] = []
+    place = 0
+    for _, start, end in sorted(_quantities(text), key=lambda quantity: quantity[1]):
+        kept.append(text[place:start])
+        place = end
+    return " ".join((*kept, text[place:]))
 
 
 def names(text: str) -> Iterator[str]:
@@ -95,6 +99,16 @@ def names(text: str) -> Iterator[str]:
             yield name
 
 
+def _quantities(text: str) -> Iterator[tuple[str, int, int]]:
+    """The canonical form of every number in a text of plain digits, and where it stands."""
+    for match in _NUMBER.finditer(text):
+        unit, start, end = _unit(text, match)
+        value = match[0].rstrip("0").rstrip(".") if "." in match[0] else match[0]
+        yield f"{value} {unit}".strip(), start, end
+    for match in _MONTH.finditer(text):
+        yield f"{_MONTHS[match[0].lower()]} month of the year", match.start(), match.end()
+
+
 def _digits(text: str) -> str:
     """Every way to write a number turned into plain ASCII digits."""
     text = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
@@ -108,14 +122,17 @@ def _han_value(digits: str) -> int:
     return (_HAN_DIGITS.get(tens, 1) * 10 if ten else 0) + _HAN_DIGITS.get(ones, 0)
 
 
-def _unit(text: str, number: re.Match[str]) -> tuple[str, int]:
-    """The unit of a number, and where it ends; `3 to 5 days` gives both numbers theirs."""
-    if sign := _SIGN_BEFORE.search(text[: number.start()]):
-        return _SIGNS.get(sign[0].strip(), sign[0].strip().upper()), number.end()
-    end = number.end()
+def _unit(text: str, number: re.Match[str]) -> tuple[str, int, int]:
+    """The unit of a number, and from where to where the two stand.
+
+    `3 to 5 days` gives both numbers their unit.
+    """
+    start, end = number.span()
+    if sign := _SIGN_BEFORE.search(text[:start]):
+        return _SIGNS.get(sign[0].strip(), sign[0].strip().upper()), sign.start(), end
     if unit := _UNIT_AFTER.match(text, end):
         group = next(n for n in range(len(_UNITS)) if unit[f"u{n}"])
-        return list(_UNITS)[group], unit.end()
+        return list(_UNITS)[group], start, unit.end()
     if (gap := _RANGE.match(text, end)) and (second := _NUMBER.match(text, gap.end())):
-        return _unit(text, second)[0], end
-    return "", end
+        return _unit(text, second)[0], start, end
+    return "", start, end

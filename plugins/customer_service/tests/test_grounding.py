@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gptflow_customer_service import facts
+from gptflow_customer_service import facts, words
 from gptflow_customer_service.extraction import best_sentence
 from gptflow_customer_service.grounding import check
+from gptflow_customer_service.knowledge import Knowledge, Locale
 
 FEES = "Standard delivery costs 4.90 euros and is free for orders of 1,000 euros or more."
 DAYS = "We refund within 5 working days. Opened cosmetics cannot be returned."
@@ -53,6 +54,88 @@ def test_a_changed_number_unit_date_or_name_is_refused(
     grounding = check(answer, [passage])
     assert not grounding.ok
     assert unsupported in grounding.unsupported
+
+
+SHOP = [
+    "Standard delivery takes 3 to 5 working days. Returns are free within 30 days.",
+    "Express delivery takes 1 working day. Refunds are paid within 14 days.",
+    'Choose "Wrong item" within 14 days; we send the right one and pay for the return.',
+    "Ask Marta Lind about returns until 31 January. Ask Omar Faris about refunds.",
+]
+SHOP_ZH = [
+    "标准配送需要 3 至 5 个工作日。30 天内可以免费退货。",
+    "加急配送需要 1 个工作日。退款在 14 天内支付。",
+    "请在 14 天内点击“发错货”，我们会补发商品，并承担退货运费。",
+    "退货可以寄到《北京仓库》，截止日期是 1 月 31 日。退款请联系《上海分店》。",
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "swapped"),
+    [
+        ("Standard delivery takes 1 working day.", "1 working day"),
+        ("Express delivery takes 3 to 5 working days.", "5 working days"),
+        ("Delivery takes 1 working day.", "1 working day"),
+        ("Returns are free within 14 days.", "14 days"),
+        ("Refunds are paid within 30 days.", "30 days"),
+        ("Express delivery takes 1 working day. Refunds are paid within 30 days.", "30 days"),
+        ("Ask Omar Faris about returns until 31 January.", "Omar"),
+        ("Ask Omar Faris about refunds until 31 January.", "January"),
+        ("标准配送需要 1 个工作日。", "1 个工作日"),
+        ("加急配送需要三至五个工作日。", "5个工作日"),
+        ("14 天内可以免费退货。", "14 天"),
+        ("退款在 30 天内支付。", "30 天"),
+        ("退款请联系《北京仓库》。", "北京仓库"),
+        ("退款请联系《上海分店》，截止日期是 1 月 31 日。", "31 日"),
+    ],
+)
+def test_a_fact_of_another_sentence_is_refused(answer: str, swapped: str) -> None:
+    grounding = check(answer, SHOP_ZH if "。" in answer else SHOP)
+    assert not grounding.ok
+    assert swapped in grounding.unsupported
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Standard delivery takes 3 to 5 business days.",
+        "Express delivery takes 1 working day.",
+        "Returns are free within thirty days.",
+        "Refunds are paid within 14 days.",
+        "Ask Omar Faris about refunds.",
+        "标准配送需要三至五个工作日。",
+        "加急配送需要一个工作日。",
+        "退款在十四天内支付。",
+        "退款请联系《上海分店》。",
+        "30 天内可以免费退货。",
+    ],
+)
+def test_a_fact_of_the_sentence_itself_is_supported(answer: str) -> None:
+    grounding = check(answer, SHOP_ZH if "。" in answer else SHOP)
+    assert grounding.ok, grounding
+
+
+@pytest.mark.parametrize("locale", ["en", "zh"])
+def test_every_sentence_of_the_knowledge_base_supports_itself(
+    locale: Locale, knowledge: Knowledge
+) -> None:
+    passages = [entry.answer for entry in knowledge.of(locale)]
+    for number, passage in enumerate(passages):
+        for sentence in words.sentences(passage):
+            if words.content(sentence):
+                grounding = check(sentence, passages[number:] + passages[:number])
+                assert (grounding.ok, grounding.quotes) == (True, ((0, sentence),))
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("It costs €4.90 until 31 January at most.", "It costs until at most."),
+        ("5 个工作日内退款", "内退款"),
+    ],
+)
+def test_a_text_without_its_quantities(text: str, rest: str) -> None:
+    assert " ".join(facts.without_quantities(text).split()) == rest
 
 
 @pytest.mark.parametrize(
