@@ -4,13 +4,15 @@ A bucket closes when the newest post is later than its end by the permitted late
 falls silent stops this clock, so that a broken source is not taken for calm.
 
 History is counted from the first post of the kept weeks, yet a gap before the warm-up is over
-starts it anew: a few stale posts in front of a new feed are no history.
+starts it anew: a few stale posts in front of a new feed are no history. Later gaps are kept out of
+the baselines: a source that was broken for days was not calm.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from gptflow.monitoring import alerts
@@ -24,8 +26,8 @@ from gptflow.monitoring.tracking import NEW_NORMAL, Panel, Signal, Track
 HISTORY = 10 * WEEK
 """Seconds of series and texts that are kept: eight weeks of baseline and room for the lags."""
 
-LONGEST_GAP = WEEK
-"""Seconds without a post after which a warm-up starts anew."""
+LONGEST_GAP = 4 * DAY
+"""Seconds without a post that say nothing; a long weekend is shorter."""
 
 FEWEST_NEGATIVES = 7
 """A series with fewer of them in all its history can neither fire nor teach anything."""
@@ -43,7 +45,8 @@ def judge(
         return state, []
     bucket = monitor.bucket
     closed = floor(min(state.newest, now) - monitor.lateness, bucket)
-    origin = history_start(changes.starts(monitor.name, since=closed - HISTORY))
+    starts = changes.starts(monitor.name, since=closed - HISTORY)
+    origin = history_start(starts)
     if origin is None:
         return state, []
     state = dataclasses.replace(state, first=origin)
@@ -59,6 +62,7 @@ def judge(
         key: counts(found, start=origin, stop=closed, bucket=bucket)
         for key, found in points.items()
     }
+    _keep_out_gaps(series, starts, origin, bucket)
     open_alerts = _known(changes, monitor, series, origin)
     state = _calibrated(monitor, state, series, closed)
     rule = dataclasses.replace(monitor.rule, **state.calibration.get("thresholds", {}))
@@ -90,6 +94,15 @@ def history_start(starts: Iterable[int]) -> int | None:
             first = start
         last = start
     return first
+
+
+def _keep_out_gaps(
+    series: Mapping[Key, Counts], starts: Sequence[int], origin: int, bucket: int
+) -> None:
+    for last, following in pairwise(starts):
+        if following - last > LONGEST_GAP:
+            for found in series.values():
+                found.exclude((last - origin) // bucket + 1, (following - origin) // bucket)
 
 
 def _change(

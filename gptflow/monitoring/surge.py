@@ -104,8 +104,9 @@ class Counts:
 
     def exclude(self, start: int, end: int) -> None:
         """Keep buckets `start:end` out of every baseline from now on."""
-        start = max(start, 0)
-        self._excluded[start:end] = b"\x01" * (end - start)
+        start, end = max(start, 0), min(end, len(self))
+        if start < end:
+            self._excluded[start:end] = b"\x01" * (end - start)
 
     def is_clean(self, end: int, width: int) -> bool:
         return 1 not in self._excluded[end - width : end]

@@ -279,10 +279,10 @@ def test_posts_from_before_the_kept_weeks_are_left_out(store: Store) -> None:
     assert total(store).raw == 40
 
 
-@pytest.mark.parametrize("days_ago", [9, 40, 69, 200])
-def test_a_stale_post_is_no_history(store: Store, days_ago: int) -> None:
-    stale = row(90_000, START - days_ago * DAY)
-    for rows in ([stale], [stale, *feed(3, surge=False)], [stale, *feed(3)]):
+@pytest.mark.parametrize("days_ago", [[5], [40], [69], [200], [6, 12], [5, 10, 15, 60]])
+def test_stale_posts_are_no_history(store: Store, days_ago: Sequence[int]) -> None:
+    stale = [row(90_000 + days, START - days * DAY) for days in days_ago]
+    for rows in (stale, [*stale, *feed(3, surge=False)], [*stale, *feed(3)]):
         report = go(store, rows)
         assert (report.status, report.alerts) == ("insufficient_history", [])
     assert report.history_days < 4
@@ -299,10 +299,18 @@ def test_history_begins_anew_after_a_gap_until_the_warm_up_is_over() -> None:
         return [day * DAY for first, last in spans for day in range(first, last + 1)]
 
     assert history_start([]) is None
-    assert history_start(days((0, 13), (22, 30))) == 22 * DAY
-    assert history_start(days((0, 13), (20, 30))) == 0
+    assert history_start(days((0, 13), (18, 30))) == 18 * DAY
+    assert history_start(days((0, 13), (17, 30))) == 0
     assert history_start(days((0, 14), (40, 50))) == 0
     assert history_start(days((0, 0), (30, 30), (60, 80))) == 60 * DAY
+
+
+def test_what_is_usual_is_not_a_surge_after_an_outage(store: Store) -> None:
+    usual = [row(n, START + n * 600, "negative" if n % 2 else "neutral") for n in range(40 * 144)]
+    outage = range(START + 15 * DAY, START + 35 * DAY)
+    report = go(store, [post for post in usual if int(post["ts"]) not in outage])
+    assert report.status == "ok"
+    assert report.alerts == []
 
 
 def test_after_a_year_of_silence_history_begins_anew(store: Store) -> None:
