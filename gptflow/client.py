@@ -192,8 +192,8 @@ class Client:
 def split_row(row: Any, name: str) -> tuple[str, Any]:
     """A batch row's own id and its input; `name` is for rows without an id."""
     if isinstance(row, Mapping):
-        if set(row) == ROW_FIELDS:
-            return str(row["custom_id"]), row["input"]
+        if "custom_id" in row and set(row) <= ROW_FIELDS:
+            return str(row["custom_id"]), row.get("input")
         if "id" in row:
             return str(row["id"]), {name: value for name, value in row.items() if name != "id"}
     return name, row

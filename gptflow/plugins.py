@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP = "gptflow"
+BUILT_IN = "text"
 AnyTask = Task[Any, Any, Any]
 K = TypeVar("K")
 V = TypeVar("V")
@@ -96,6 +97,8 @@ class Registry:
             if entry_point.value not in [other.value for other in same_name]:
                 same_name.append(entry_point)
         names = sorted(entry_points) if only is None else list(dict.fromkeys(only))
+        # The built-in tasks come first: whoever takes one of their names is the one in the wrong.
+        names.sort(key=lambda name: name != BUILT_IN)
         for name in names:
             if name not in entry_points:
                 raise PluginError(
@@ -193,7 +196,7 @@ class Registry:
             self.register(entry_point.load(), entry_point.name)
         except PluginError as error:
             self.plugins[entry_point.name] = dataclasses.replace(info, error=error)
-        except Exception as error:  # noqa: BLE001  importing a plugin may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  importing may raise anything
             self.plugins[entry_point.name] = dataclasses.replace(
                 info, error=_load_error(entry_point.name, entry_point.module, error)
             )
@@ -303,7 +306,7 @@ def _module_name(plugin: object) -> str:
     return getattr(plugin, "__name__", None) or type(plugin).__module__
 
 
-def _load_error(plugin: str, module: str, error: Exception) -> PluginLoadError:
+def _load_error(plugin: str, module: str, error: BaseException) -> PluginLoadError:
     return PluginLoadError(
         f"Plugin {plugin!r} failed to load: {type(error).__name__}: {error} "
         f"({raised_at(error, module)})."

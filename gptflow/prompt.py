@@ -123,6 +123,9 @@ class Prompt:
         self.truncate = truncate
         self.keep = keep
 
+    def __repr__(self) -> str:
+        return f"Prompt.file({self.path!r})" if self.path else f"Prompt({self._source!r})"
+
     @classmethod
     def file(
         cls, path: str, *, truncate: str | None = None, keep: Literal["start", "end"] = "start"

@@ -43,6 +43,7 @@ class Result:
         error: why there is no output.
         abstained: why the answer is not to be relied on; None when it is.
         timings: seconds, by stage (`queued`, `running`).
+        custom_id: the caller's own name for a row of a batch; None for a single job.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Result:
     abstained: str | None = None
     warnings: tuple[str, ...] = ()
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    custom_id: str | None = None
 
     @classmethod
     def failure(cls, job_id: str, task: str, error: GPTFlowError, **more: Any) -> Self:
@@ -79,7 +81,15 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """The wire form."""
-        return {"v": WIRE_VERSION} | dataclasses.asdict(self) | {"warnings": list(self.warnings)}
+        wire = {"v": WIRE_VERSION} | dataclasses.asdict(self) | {"warnings": list(self.warnings)}
+        if self.custom_id is None:
+            del wire["custom_id"]
+        return wire
+
+    def as_row(self) -> dict[str, Any]:
+        """The line of a batch's output file."""
+        wire = dataclasses.asdict(self)
+        return {name: wire[name] for name in ("custom_id", "output", "error", "provenance")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

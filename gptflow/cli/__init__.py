@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -111,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status: Any = cli.main(args, prog_name="gptflow", standalone_mode=False)
     except GPTFlowError as error:
         if verbose:
-            raise
+            traceback.print_exc()
         click.secho(f"error [{error.code}]: {error.message}", fg="red", err=True)
         if error.hint:
             click.echo(f"  {error.hint}", err=True)

@@ -21,10 +21,15 @@ def show(session: Session, as_json: bool) -> None:
     """Show every setting, its value, and where that comes from. Secrets stay hidden."""
     settings = session.settings()
     sources = settings.sources
+    values = settings.model_dump(mode="json")
+    if settings.broker_url:
+        from gptflow.queue.connection import redact
+
+        values["redis_url"] = redact(settings.broker_url)
     rows: list[dict[str, Any]] = [
         {
             "name": name,
-            "value": settings.model_dump(mode="json")[name],
+            "value": values[name],
             "source": sources[name],
             "meaning": field.description,
         }

@@ -35,13 +35,13 @@ class Finding:
 def doctor(session: Session, as_json: bool) -> int:
     """Look at versions, packages, plugins, model, Redis and workers. Exit code 1 on errors."""
     settings = session.settings()
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _packages,
-        lambda: _plugins(session, settings),
-        lambda: _model(settings),
-        lambda: _redis(session, settings),
-    )
-    findings = [finding for check in checks for finding in _guarded(check)]
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "packages": _packages,
+        "plugins": lambda: _plugins(session, settings),
+        "model": lambda: _model(settings),
+        "redis": lambda: _redis(session, settings),
+    }
+    findings = [finding for name, check in checks.items() for finding in _guarded(name, check)]
     if as_json:
         print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -50,11 +50,11 @@ def doctor(session: Session, as_json: bool) -> int:
     return 1 if any(finding.status == "error" for finding in findings) else 0
 
 
-def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except GPTFlowError as error:
-        yield Finding(error.code, "error", error.message, error.hint)
+        yield Finding(name, "error", error.message, error.hint)
 
 
 def _packages() -> Iterator[Finding]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,13 @@ if TYPE_CHECKING:
     from gptflow.plugins import Registry
 
 
-def read_input(task: str, given: str | None, registry: Registry) -> Any:
+def read_input(task: str, given: str | None, plugins: Callable[[], Registry]) -> Any:
     """Read `TEXT`, `-` for standard input, `@FILE.json`, or `@examples` for the task's first.
 
     Text that is a JSON object is taken as the input itself.
+
+    Args:
+        plugins: loads them; only `@examples` needs any.
 
     Raises:
         InvalidInput: there is no such file, or it is not JSON.
@@ -32,7 +37,7 @@ def read_input(task: str, given: str | None, registry: Registry) -> Any:
     if given == "@examples":
         from gptflow.testing import examples
 
-        rows = examples(registry.task(task))
+        rows = examples(plugins().task(task))
         if not rows:
             raise InvalidInput(f"Task {task!r} comes with no examples.")
         return rows[0]["input"]
@@ -48,12 +53,10 @@ def read_input(task: str, given: str | None, registry: Registry) -> Any:
 
 
 def _text_or_object(text: str, where: str) -> Any:
-    if not text.lstrip().startswith("{"):
+    # Text may begin with a brace without meaning JSON, as code does; an object has a name next.
+    if not re.match(r'\s*\{\s*("|\}\s*$)', text):
         return text
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
-        # Text may begin with a brace without meaning JSON, as code does.
-        if text.rstrip().endswith("}") and '"' in text:
-            raise InvalidInput(f"{where.capitalize()} looks like JSON but is not.") from None
-        return text
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where.capitalize()} looks like JSON but is not: {error}.") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,17 @@ from gptflow.cli.inputs import read_input
 from gptflow.cli.session import (
     Session,
     console,
+    exit_code,
     local_option,
     model_option,
     note,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from gptflow.job import Job
+
+_SECONDS = click.FloatRange(min=0, max=1e9, min_open=True)
 
 
 @click.command(short_help="Run a task on one input and print the answer.")
@@ -25,7 +31,7 @@ from gptflow.cli.session import (
 @click.option("--stream", is_flag=True, help="Print the text as it is decoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random draws.")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds to wait.")
+@click.option("--timeout", type=_SECONDS, default=300.0, show_default=True, help="Seconds to wait.")
 @model_option
 @click.pass_obj
 def run(
@@ -41,27 +47,25 @@ def run(
 ) -> int:
     """Run TASK on INPUT: a text, a JSON object, - for standard input, @FILE.json, or
     @examples for the sample that comes with the task."""
-    settings = session.settings(model=model)
-    value = read_input(task, input, session.registry(settings))
+    if stream and as_json:
+        raise click.UsageError("--stream and --json do not go together.")
+    value = read_input(task, input, lambda: session.registry(session.settings(), warn=True))
     with session.client(local=local, model=model) as client:
         job = client.submit(task, value, seed=seed, stream=stream, job_class="interactive")
         try:
-            if stream:
-                for event in job.events(timeout=timeout):
-                    if event.kind == "delta" and event.sample == 0:
-                        click.echo(event.text, nl=False)
-                        sys.stdout.flush()
-                click.echo()
+            streamed = stream and _print_stream(job, timeout)
             result = job.wait(timeout)
         except KeyboardInterrupt:
             job.cancel()
             raise click.Abort from None
     if as_json:
         print_json(result.as_dict())
-        return 0 if result.ok else _exit_code(result)
+        return exit_code(result)
     output = result.unwrap()
-    if not stream:
+    if not streamed:  # nor where the task has no text to stream
         _print_output(output)
+    if result.provenance and result.provenance.truncated:
+        note("warning: the input was cut to fit the model's context")
     if result.abstained:
         note(f"abstained: {result.abstained}")
     for warning in result.warnings:
@@ -69,10 +73,17 @@ def run(
     return 0
 
 
-def _exit_code(result: Any) -> int:
-    from gptflow.errors import JobFailed, from_info
-
-    return from_info(result.error).exit_code if result.error else JobFailed.exit_code
+def _print_stream(job: Job, timeout: float) -> bool:
+    """Print the text as it is decoded; whether there was any."""
+    streamed = False
+    for event in job.events(timeout=timeout):
+        if event.kind == "delta" and event.sample == 0:
+            click.echo(event.text, nl=False)
+            sys.stdout.flush()
+            streamed = True
+    if streamed:
+        click.echo()
+    return streamed
 
 
 def _print_output(output: Any) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gptflow.client import Client
     from gptflow.config import Settings
     from gptflow.plugins import Registry
+    from gptflow.result import Result
 
 WIDTH = 160
 """Columns of a table where the output is no terminal and `COLUMNS` does not say."""
@@ -59,15 +60,22 @@ class Session:
         return config.load(self._config, **{"redis_url": self._redis_url} | flags)
 
     @contextmanager
-    def client(self, *, local: bool = False, **flags: Any) -> Iterator[Client]:
+    def client(
+        self, *, local: bool = False, needs_queue: bool = False, **flags: Any
+    ) -> Iterator[Client]:
         """A client of the configured Redis, or of a worker inside this process.
 
-        Where no Redis is configured, the work is done here, and a note says so.
+        Where no Redis is configured, the work is done here, and a note says so; not with
+        `needs_queue`, for what only makes sense with a queue.
         """
         from gptflow.client import Client
 
         settings = self.settings(**flags)
-        if not local and settings.broker_url is None:
+        if flags.get("model") and not local and settings.broker_url is not None:
+            raise click.UsageError(
+                "--model goes with --local: a worker serves the model that it was started with."
+            )
+        if not local and settings.broker_url is None and not needs_queue:
             note("No Redis is configured and `gptflow up` is not running: working in this process.")
             local = True
         if local:
@@ -93,6 +101,15 @@ def _load_registry(only: tuple[str, ...] | None) -> Registry:
     from gptflow.plugins import Registry
 
     return Registry.load(only)
+
+
+def exit_code(result: Result) -> int:
+    """0, or the exit code of the error that a job ended in."""
+    from gptflow.errors import JobFailed, from_info
+
+    if result.ok:
+        return 0
+    return from_info(result.error).exit_code if result.error else JobFailed.exit_code
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -163,9 +180,13 @@ def _plain_progress(title: str, total: int | None, unit: str) -> Iterator[Any]:
     import time
 
     started = last = time.monotonic()
-    count = 0
+    count, told = 0, -1
 
     def line() -> None:
+        nonlocal told
+        if count == told:
+            return
+        told = count
         seconds = max(time.monotonic() - started, 1e-9)
         of = f"/{total}" if total else ""
         note(f"{title}: {count}{of} {unit}, {count / seconds:.1f} {unit}/s")

@@ -21,7 +21,7 @@ from gptflow.cli.session import (
     print_json,
     progress,
 )
-from gptflow.errors import ErrorInfo, InvalidInput
+from gptflow.errors import ErrorInfo, InvalidInput, TaskNotFound, from_info
 
 if TYPE_CHECKING:
     from gptflow.job import Batch
@@ -58,6 +58,8 @@ def submit(
     A row that fails does not stop the others; the exit code is then 9.
     """
     settings = session.settings(model=model)
+    if out is not None and file != "-" and out.exists() and out.samefile(file):
+        raise click.UsageError("--out is the input file.")
     rows, bad = _read_rows(file, settings.max_payload)
     total = len(rows) + len(bad)
     if not total:
@@ -67,7 +69,7 @@ def submit(
     with session.client(local=local, model=model) as client:
         here = client.settings.broker_url == "memory://"
         if rows and not (wait or out or here):
-            batch = client.submit_many(task, rows.values(), tenant=tenant, seed=seed)
+            batch = client.submit_many(task, named(rows), tenant=tenant, seed=seed)
             summary = {"batch": batch.id, "rows": len(rows), "bad_rows": len(bad)}
             print_json(summary) if as_json else click.echo(batch.id)
             return PARTIAL if bad else 0
@@ -75,7 +77,7 @@ def submit(
         with _output(out) as write:
             try:
                 if rows:
-                    batch = client.submit_many(task, rows.values(), tenant=tenant, seed=seed)
+                    batch = client.submit_many(task, named(rows), tenant=tenant, seed=seed)
                     _collect(batch, rows, lines, timeout)
             except KeyboardInterrupt:
                 batch.cancel()
@@ -83,6 +85,9 @@ def submit(
             finally:
                 # Whatever happened, what has ended is not lost.
                 write(lines)
+    codes = [line["error"]["code"] for line in lines.values() if line["error"] is not None]
+    if len(codes) == total and set(codes) == {TaskNotFound.code}:
+        raise from_info(lines[next(iter(rows))]["error"])
     failed = sum(line["error"] is not None for line in lines.values())
     seconds = time.monotonic() - started
     if as_json and out:
@@ -99,16 +104,10 @@ def _collect(
     batch: Batch, rows: Mapping[int, Any], lines: dict[int, dict[str, Any]], timeout: float
 ) -> None:
     """Add an output line for each row that ends, by line number."""
-    from gptflow.client import split_row
-
     numbers = list(rows)
     with progress("Batch", len(rows)) as update:
         for done, (index, result) in enumerate(batch.as_completed(timeout), 1):
-            number = numbers[index]
-            custom_id, _ = split_row(rows[number], _name(number))
-            wire = result.as_dict()
-            fields = {name: wire[name] for name in ("output", "error", "provenance")}
-            lines[number] = {"custom_id": custom_id} | fields
+            lines[numbers[index]] = result.as_row()
             update(done)
 
 
@@ -132,9 +131,11 @@ def _parse_row(line: bytes, number: int) -> Any:
     from gptflow.envelope import MAX_CUSTOM_ID
 
     try:
-        row = json.loads(line, parse_constant=_refuse_constant)
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from None
     custom_id, value = split_row(row, _name(number))
@@ -170,6 +171,15 @@ def _bad_row(number: int, message: str) -> dict[str, Any]:
 def _name(number: int) -> str:
     """What a row without an id of its own is called."""
     return f"line-{number}"
+
+
+def named(rows: Mapping[int, Any]) -> Iterator[dict[str, Any]]:
+    """The rows with their ids, those without one named after their line."""
+    from gptflow.client import split_row
+
+    for number, row in rows.items():
+        custom_id, value = split_row(row, _name(number))
+        yield {"custom_id": custom_id, "input": value}
 
 
 @contextmanager

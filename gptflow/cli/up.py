@@ -22,6 +22,7 @@ from gptflow.errors import GPTFlowError
 if TYPE_CHECKING:
     from gptflow.client import Client
 
+BEAT = "beat"
 READY_SECONDS = 180
 STOP_SECONDS = 20
 
@@ -76,6 +77,8 @@ def _started(
             url = server.url
             stack.enter_context(_announced(settings.data_dir, url))
             note(f"Redis: {server.description}")
+        client = stack.enter_context(Client(settings=session.settings(redis_url=url)))
+        client.transport.workers()  # a server that does not answer is found out before the rest
         environment = {
             **os.environ,
             "GPTFLOW_REDIS_URL": url,
@@ -88,11 +91,8 @@ def _started(
                 _process("worker", session.options, environment)
             )
         if beat:
-            processes["beat"] = stack.enter_context(_process("beat", session.options, environment))
-        client = stack.enter_context(
-            Client(settings=session.settings(redis_url=url, model=settings.model))
-        )
-        _wait_until_ready(client, processes, workers)
+            processes[BEAT] = stack.enter_context(_process("beat", session.options, environment))
+        _wait_until_ready(client, processes)
         note(f"Worker: ready in {time.monotonic() - started:.1f} s with {settings.model}")
         yield client, processes
 
@@ -155,11 +155,10 @@ def _interrupt_on_terminate() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _wait_until_ready(
-    client: Client, processes: Mapping[str, subprocess.Popen[bytes]], workers: int
-) -> None:
+def _wait_until_ready(client: Client, processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while len(client.transport.workers()) < workers:
+    own = {process.pid for name, process in processes.items() if name != BEAT}
+    while not own <= {worker.pid for worker in client.transport.workers()}:
         _require_alive(processes)
         if time.monotonic() > deadline:
             raise GPTFlowError(

@@ -43,7 +43,7 @@ def make_app(settings: Settings) -> App:
     url = settings.broker_url
     if url is None or url.startswith("memory:"):
         raise ConfigError(
-            "A worker needs a Redis server.",
+            "Workers and the scheduler need a Redis server.",
             hint="Set GPTFLOW_REDIS_URL, or start everything with `gptflow up`.",
         )
     app = App(settings, broker=for_kombu(url), set_as_current=False)

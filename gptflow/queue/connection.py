@@ -78,6 +78,11 @@ def reported(url: str) -> Iterator[None]:
         ) from None
     except redis.ResponseError as error:
         raise BrokerUnavailable(f"Redis at {redact(url)} refused a command: {error}.") from None
+    except redis.RedisError as error:
+        raise BrokerUnavailable(
+            f"What answers at {redact(url)} is not Redis ({type(error).__name__}).",
+            hint="Check GPTFLOW_REDIS_URL.",
+        ) from None
 
 
 def _reason(error: Exception) -> str:

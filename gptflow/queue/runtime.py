@@ -255,7 +255,10 @@ class Runtime:
         return Result.failure(envelope.id, envelope.task, reason)
 
     def _record_items(self, envelope: Envelope, pairs: Iterable[tuple[Item, Result]]) -> None:
-        pairs = [(item, _storable(result)) for item, result in pairs]
+        pairs = [
+            (item, dataclasses.replace(_storable(result), custom_id=item.custom_id))
+            for item, result in pairs
+        ]
         if not pairs or envelope.batch is None:
             return
         results = {item.index: result for item, result in pairs}

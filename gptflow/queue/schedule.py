@@ -111,12 +111,14 @@ def run_beat(settings: Settings, *, log_level: str = "INFO") -> int:
         The process's exit code.
 
     Raises:
+        BrokerUnavailable: Redis does not answer.
         ConfigError: there is no Redis URL, or a cron expression is malformed.
         PluginError: a plugin does not load.
     """
     app = make_app(settings)
     registry = Registry.load(settings.plugins)
     registry.require_all()
+    RedisTransport(settings).ping()
     for schedule in registry.schedules.values():
         parse_cron(schedule)
     set_up_logging(log_level)

@@ -74,6 +74,8 @@ def test_other_commands_find_it_without_being_told(
         _gptflow("jobs", "show", sent.stdout.strip(), "--json", environment=environment).stdout
     )
     assert (batch["task"], batch["total"]) == ("text.generate", 1)
+    fetched = _gptflow("jobs", "result", sent.stdout.strip(), environment=environment)
+    assert json.loads(fetched.stdout)["custom_id"] == "a"
 
     checks = json.loads(_gptflow("doctor", "--json", environment=environment).stdout)
     found = {check["check"].split(" ")[0]: check["status"] for check in checks}

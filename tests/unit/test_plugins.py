@@ -351,3 +351,17 @@ def test_a_source_of_a_taken_name_is_refused():
     registry.register(Feeds(), "first")
     with pytest.raises(PluginLoadError, match="source 'feed'"):
         registry.register(Feeds(), "second")
+
+
+def test_a_plugin_that_exits_on_import_breaks_alone(install):
+    install("quitter", "raise SystemExit(3)")
+    registry = Registry.load(["text", "quitter"])
+    assert "SystemExit" in str(registry.plugins["quitter"].error)
+    assert "text.chat" in registry.tasks
+
+
+def test_whoever_takes_a_built_in_name_is_in_the_wrong(install):
+    install("greedy", GOOD.replace("test.NAME", "text.chat").replace("NAME.say", "text.chat"))
+    registry = Registry.load(["greedy", "text"])
+    assert "text.chat" in registry.tasks
+    assert registry.plugins["text"].error is None

@@ -85,7 +85,7 @@ class RankInput(Input):
         raise PydanticCustomError(
             "recommend_input",
             "a bare string is neither a user nor candidates; give "
-            '{{"user": {{"id": ..., "history": [...]}}, "candidates": [...]}}',
+            '{"user": {"id": ..., "history": [...]}, "candidates": [...]}',
         )
 
     @field_validator("weights")

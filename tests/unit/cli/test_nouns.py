@@ -118,7 +118,7 @@ def test_doctor_looks_at_packages_and_plugins(
     assert found["python"]["status"] == "ok"
     assert found["plugin text"]["status"] == "ok"
     assert found["redis"]["status"] == "warning"
-    assert found["GF601"]["status"] == "error"
+    assert found["model"]["status"] == "error"
     assert outcome.code == 1
     assert "gptflow models pull" in gptflow("doctor").out
 
@@ -144,3 +144,17 @@ def test_a_broken_pipe_is_not_an_error(gptflow: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("gptflow.cli.cli.main", broken)
     monkeypatch.setattr("sys.stderr.close", lambda: None, raising=False)
     assert gptflow("--help").code == 0
+
+
+def test_jobs_need_a_queue(gptflow: Any) -> None:
+    outcome = gptflow("jobs", "list")
+    assert outcome.code == 10
+    assert "gptflow up" in outcome.err
+
+
+def test_the_redis_in_use_is_shown_without_its_password(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_REDIS_URL", "redis://:s3cret@somewhere:6379/0")
+    rows = {row["name"]: row for row in gptflow("config", "show", "--json").json}
+    assert rows["redis_url"]["value"] == "redis://:***@somewhere:6379/0"

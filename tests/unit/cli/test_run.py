@@ -97,3 +97,28 @@ def test_a_dead_redis_is_named_and_never_replaced(gptflow: Any) -> None:
     assert outcome.code == 5
     assert "127.0.0.1:1" in outcome.err
     assert "s3cret" not in outcome.err
+
+
+def test_a_task_without_text_to_stream_prints_its_answer(gptflow: Any) -> None:
+    given = json.dumps({"text": "good", "labels": ["yes", "no"]})
+    assert gptflow("run", "text.classify", given, "--stream", "--local").json["label"]
+
+
+def test_streaming_and_json_exclude_each_other(gptflow: Any) -> None:
+    assert gptflow("run", "text.chat", "Hi", "--stream", "--json").code == 2
+
+
+def test_a_model_is_refused_where_a_worker_has_one(gptflow: Any) -> None:
+    outcome = gptflow("--redis", "redis://127.0.0.1:1/0", "run", "text.chat", "Hi", "--model", "x")
+    assert outcome.code == 2
+    assert "--local" in outcome.err
+
+
+def test_a_cut_input_is_mentioned(gptflow: Any) -> None:
+    assert "was cut" in gptflow("run", "text.generate", "x " * 50_000, "--local").err
+
+
+def test_verbose_errors_keep_their_exit_code(gptflow: Any) -> None:
+    outcome = gptflow("-v", "run", "text.nothing", "Hi", "--local")
+    assert outcome.code == 4
+    assert "Traceback" in outcome.err

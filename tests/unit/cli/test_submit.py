@@ -60,11 +60,29 @@ def test_an_empty_file_is_an_error(gptflow: Any, tmp_path: Path) -> None:
     assert "no rows" in outcome.err
 
 
-def test_an_unknown_task_fails_every_row(gptflow: Any, tmp_path: Path) -> None:
+def test_an_unknown_task_is_not_nine_but_four(gptflow: Any, tmp_path: Path) -> None:
     _write(tmp_path / "in.jsonl", "a", "b")
     outcome = gptflow("submit", "text.gnerate", "in.jsonl", "--out", "out.jsonl", "--local")
-    assert outcome.code == 9
+    assert outcome.code == 4
+    assert "Did you mean 'text.generate'?" in outcome.err
     assert {line["error"]["code"] for line in _read(tmp_path / "out.jsonl")} == {"GF210"}
+
+
+def test_the_input_file_is_never_overwritten(gptflow: Any, tmp_path: Path) -> None:
+    _write(tmp_path / "in.jsonl", "a")
+    assert gptflow("submit", "text.generate", "in.jsonl", "--out", "./in.jsonl").code == 2
+    assert _read(tmp_path / "in.jsonl") == ["a"]
+
+
+def test_a_row_without_a_name_is_named_after_its_line(gptflow: Any, tmp_path: Path) -> None:
+    lines = [b"not json", b"\xff\xfe binary", b'"text"', b'{"custom_id": "mine"}']
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    assert gptflow("submit", "text.generate", "in.jsonl", "--out", "out.jsonl").code == 9
+    found = _read(tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in found] == ["line-1", "line-2", "line-3", "line-4"]
+    assert found[2]["error"] is None
+    assert "not UTF-8" in found[1]["error"]["message"]
+    assert "holds no input" in found[3]["error"]["message"]
 
 
 def test_rows_that_no_queue_would_take_fail_alone(gptflow: Any, tmp_path: Path) -> None:
