@@ -57,7 +57,7 @@ def register_metrics(register: Callable[[str, Callable[..., float]], None]) -> N
 
 @hookspec
 def register_sources(register: RegisterSource) -> None:
-    """Register readers of feeds: `register("jsonl", read)`."""
+    """Register readers of feeds: `register("rss", read)`."""
 
 
 @hookspec
