@@ -43,11 +43,11 @@ class Generate(Head):
 
     Attributes:
         max_tokens: most tokens in one continuation.
-        temperature: 0 takes the most likely token each time.
+        temperature: 0 to 5; below 0.01 the most likely token is taken each time.
         top_k: sample among the k most likely tokens; 0 means all.
         top_p: sample among the smallest set of tokens whose mass reaches p.
         min_p: drop tokens less likely than this share of the likeliest one.
-        repetition_penalty: above 1 makes tokens that were already seen less likely.
+        repetition_penalty: 0.1 to 10; above 1 makes tokens that were already seen less likely.
         n: how many continuations to draw; they share one prefill.
         stop: strings that end a continuation; not part of it.
     """
@@ -67,7 +67,10 @@ class Generate(Head):
         _require(self.top_k >= 0, f"top_k {self.top_k} is negative")
         _require(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
         _require(0 <= self.min_p <= 1, f"min_p {self.min_p} is not in 0..1")
-        _require(self.repetition_penalty > 0, "repetition_penalty must be positive")
+        _require(
+            0.1 <= self.repetition_penalty <= 10,
+            f"repetition_penalty {self.repetition_penalty} is not in 0.1..10",
+        )
         _require(1 <= self.n <= 64, f"n is {self.n}; 1 to 64 are served")
         _require(len(self.stop) <= 16 and all(self.stop), "stop takes up to 16 non-empty strings")
 
@@ -82,6 +85,7 @@ class Json(Head):
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}; at least 1 is needed")
+        _require(0 <= self.temperature <= 5, f"temperature {self.temperature} is not in 0..5")
 
     @property
     def json_schema(self) -> Mapping[str, Any]:

@@ -33,7 +33,7 @@ class Sampling(Input):
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.1, le=10)
     n: int = Field(1, ge=1, le=64)
     stop: tuple[str, ...] = Field((), max_length=16)
 

@@ -96,7 +96,7 @@ def test_generate_keeps_the_end_of_a_text_that_is_too_long():
         {"top_p": 0},
         {"n": 65},
         {"stop": [""]},
-        {"repetition_penalty": 0},
+        {"repetition_penalty": 0.05},
         {"top_k": -1},
         {"min_p": 2},
     ],
