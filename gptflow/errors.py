@@ -30,6 +30,7 @@ trying again can help. A message says what happened and to which object; `hint` 
         ├── InvalidGrammar          GF702   a JSON schema that cannot be enforced
         ├── AdapterNotFound         GF703   no such adapter is loaded
         ├── EngineStopped           GF704   the engine was closed with the request in flight
+        ├── StepFailed              GF705   the model failed while it ran the request with others
         └── SandboxUnavailable      GF710   nothing on this machine can contain generated code
 """
 
@@ -228,6 +229,12 @@ class EngineStopped(EngineError):
     """The engine was closed while the request was in flight."""
 
     code, retryable = "GF704", True
+
+
+class StepFailed(EngineError):
+    """The model failed on a step that the request was part of, maybe through no fault of it."""
+
+    code, retryable = "GF705", True
 
 
 class SandboxUnavailable(EngineError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ _KEPT = 256
 
 
 class Constraint:
-    """What a grammar admits next, for one sequence."""
+    """What a grammar admits next, for one sequence.
+
+    Raises:
+        EngineError: the matcher failed; from any method that asks it something.
+    """
 
     def __init__(self, matcher: Any, size: int) -> None:
         self._matcher = matcher
@@ -34,24 +39,33 @@ class Constraint:
 
     def mask(self) -> torch.Tensor:
         """The tokens that may come next, `[vocabulary]` of bool."""
-        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        self._check()
+        with self._checked():
+            packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         bits = np.unpackbits(packed, bitorder="little", count=self._size)
         return torch.from_numpy(bits).bool()
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Take tokens that `mask` or `forced` allowed."""
-        self._matcher.consume_tokens(list(tokens))
-        self._check()
+        with self._checked():
+            self._matcher.consume_tokens(list(tokens))
 
     def forced(self) -> list[int]:
         """The tokens that alone can come next, taken already; none if there is a choice."""
-        tokens: list[int] = self._matcher.compute_ff_tokens()
+        with self._checked():
+            tokens: list[int] = self._matcher.compute_ff_tokens()
         if tokens:
             self.advance(tokens)
         return tokens
 
-    def _check(self) -> None:
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of Rust code is not an Exception
+            name = type(error).__name__
+            raise EngineError(f"The grammar failed while decoding: {name}.") from error
         if self._matcher.is_error():
             raise EngineError(f"The grammar failed while decoding: {self._matcher.get_error()}.")
 

@@ -5,19 +5,23 @@
 Each step takes what has arrived, drops what was cancelled or is too late, lets the scheduler
 pick rows of many requests, runs them through the model together, and gives each sequence what
 its head reads off. Texts are decoded and futures resolved on a second thread, so that nobody's
-callback holds up the model. A request that goes wrong fails alone.
+callback holds up the model.
+
+A request that goes wrong fails alone. Where the model itself fails, nobody can tell by whose
+fault: all sequences of that step fail, and may be tried again. The engine goes on with the
+next step, but stops for good after a few that failed in a row.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
-import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -29,12 +33,19 @@ from gptflow.engine.prepare import Preparer
 from gptflow.engine.runner import Runner
 from gptflow.engine.sampler import sample
 from gptflow.engine.scheduler import Scheduler
-from gptflow.engine.scoring import Scoring
+from gptflow.engine.scoring import Scoring, Target
 from gptflow.engine.sequence import Chunk, Decoding, Pooling, Sequence
 from gptflow.engine.slots import KVSlots
 from gptflow.engine.statistics import Statistics
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import EngineError, EngineStopped, GPTFlowError, JobTimeout
+from gptflow.errors import (
+    EngineError,
+    EngineStopped,
+    GPTFlowError,
+    JobTimeout,
+    StepFailed,
+    raised_at,
+)
 from gptflow.heads import Raw
 from gptflow.prompt import RenderedPrompt
 from gptflow.request import Delta, ModelInfo, Request
@@ -43,6 +54,9 @@ log = logging.getLogger(__name__)
 
 _BASELINES = 1024
 """Content-free scores to keep: a few numbers each."""
+
+_FAILED_STEPS = 3
+"""Steps that fail in a row before the engine gives up: then it is not one request's fault."""
 
 
 class TorchEngine:
@@ -103,6 +117,7 @@ class TorchEngine:
         self._deadlines: list[tuple[float, int, Pending]] = []
         self._ticket = itertools.count()
         self._statistics = Statistics()
+        self._failed_steps = 0
 
         self._changed = threading.Condition()  # guards what follows
         self._inbox: deque[Pending] = deque()
@@ -131,9 +146,9 @@ class TorchEngine:
         """
         try:
             pending = self._preparer.prepare(request)
-        except GPTFlowError as error:
+        except Exception as error:  # noqa: BLE001  the future carries it
             future: Future[Raw] = Future()
-            fail(future, error)
+            fail(future, _told(error, "preparing", request.id))
             return future
         with self._changed:
             refused: GPTFlowError | None = self._stopped
@@ -193,7 +208,7 @@ class TorchEngine:
                     self._step()
         except Exception as error:
             log.exception("the engine has crashed")
-            self._stop(EngineStopped(f"The engine crashed: {error}."))
+            self._stop(EngineStopped(f"The engine crashed: {type(error).__name__}."))
         self._finaliser.shutdown()  # answers that are complete still arrive
         with self._changed:
             reason = self._stopped
@@ -224,7 +239,10 @@ class TorchEngine:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, deque()
         for pending in arrived:
-            self._accept(pending)
+            try:
+                self._accept(pending)
+            except Exception as error:  # noqa: BLE001  the request's future carries it
+                self._fail(pending, _told(error, "accepting", pending.request.id))
         for pending in cancelled:
             if not pending.closed:
                 self._drop(pending)
@@ -277,6 +295,20 @@ class TorchEngine:
         chunks = self._scheduler.plan()
         if not chunks:  # all that was waiting has just been dropped
             return
+        try:
+            self._compute(chunks)
+        except Exception as error:
+            self._failed_steps += 1
+            if self._failed_steps == _FAILED_STEPS:
+                raise
+            log.exception("a step of the model has failed")
+            told = StepFailed(f"The model failed on a step: {type(error).__name__}.")
+            for chunk in chunks:
+                self._abandon(chunk.sequence, told)
+        else:
+            self._failed_steps = 0
+
+    def _compute(self, chunks: list[Chunk]) -> None:
         began = time.perf_counter()
         hidden = self._runner.forward(chunks)
         for chunk in chunks:
@@ -291,7 +323,8 @@ class TorchEngine:
         for chunk in chunks:
             sequence = chunk.sequence
             if sequence.slot is not None and sequence.ended:
-                self._end(sequence)
+                with self._alone(sequence):
+                    self._end(sequence)
 
     def _share(self, chunks: list[Chunk]) -> None:
         """Keep what others can start from: template prefixes, and the prompt of n samples."""
@@ -313,41 +346,59 @@ class TorchEngine:
     def _read(self, chunks: list[Chunk], hidden: torch.Tensor) -> None:
         """Give each sequence what its head reads off the step."""
         drawing: list[tuple[int, Decoding]] = []
-        scoring: list[tuple[int, Chunk]] = []
+        scoring: list[tuple[int, Scoring, Target]] = []
         first = 0
         for chunk in chunks:
             match chunk.sequence:
                 case Decoding() as sequence if sequence.remaining == 0:
                     drawing.append((first + len(chunk) - 1, sequence))
-                case Scoring():
-                    scoring.append((first, chunk))
+                case Scoring() as sequence:
+                    offset = first - chunk.start
+                    scoring += [
+                        (offset + row, sequence, target)
+                        for row, target in sequence.targets(chunk.start, chunk.stop)
+                    ]
                 case Pooling() as sequence:
-                    sequence.add(hidden[first : first + len(chunk)])
+                    with self._alone(sequence):
+                        sequence.add(hidden[first : first + len(chunk)])
             first += len(chunk)
         if drawing:
             self._draw(hidden[[row for row, _ in drawing]], [s for _, s in drawing])
         if scoring:
-            self._runner.score(hidden, scoring)
+            self._score(hidden, scoring)
+        for chunk in chunks:
+            if isinstance(chunk.sequence, Scoring):
+                with self._alone(chunk.sequence):
+                    chunk.sequence.advance()
 
     def _draw(self, hidden: torch.Tensor, sequences: list[Decoding]) -> None:
-        tokens, logprobs = sample(self._runner.logits(hidden), sequences)
-        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-            if math.isnan(logprob):
-                self._spoiled(sequence)
-                continue
-            try:
-                sequence.accept(token, logprob)
-            except GPTFlowError as error:
-                for pending in tuple(sequence.owners):
-                    self._fail(pending, error)
-            else:
+        rows = sample(self._runner.logits(hidden), sequences)
+        for sequence, drawn in zip(sequences, rows, strict=True):
+            with self._alone(sequence):
+                if isinstance(drawn, Exception):
+                    raise drawn
+                sequence.accept(drawn.token, drawn.logprob)
                 self._emit(sequence)
+
+    def _score(self, hidden: torch.Tensor, wanted: list[tuple[int, Scoring, Target]]) -> None:
+        values = self._runner.logprobs(hidden, [(row, token) for row, _, (_, token) in wanted])
+        for (_, sequence, (continuation, _)), value in zip(wanted, values, strict=True):
+            with self._alone(sequence):
+                sequence.add(continuation, value)
+
+    @contextlib.contextmanager
+    def _alone(self, sequence: Sequence) -> Iterator[None]:
+        """What goes wrong inside ends whoever depends on this sequence, and no one else."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  the requests' futures carry it
+            ids = ", ".join(pending.request.id for pending in sequence.owners)
+            self._abandon(sequence, _told(error, "computing", ids))
 
     def _end(self, sequence: Sequence) -> None:
         """Free a sequence's slot and answer the requests that waited for it alone."""
         if isinstance(sequence, Scoring | Pooling) and sequence.spoiled:
-            self._spoiled(sequence)
-            return
+            raise EngineError("The model's output for this request is not a number.")
         self._scheduler.remove(sequence)
         self._statistics.ended(sequence)
         for pending in sequence.owners:
@@ -357,12 +408,11 @@ class TorchEngine:
                 self._finaliser.submit(pending.resolve)
         sequence.owners = []
 
-    def _spoiled(self, sequence: Sequence) -> None:
-        """The model's output is not a number: end whoever depends on it, and no one else."""
+    def _abandon(self, sequence: Sequence, error: GPTFlowError) -> None:
+        """Take a sequence out that has gone wrong, and fail the requests that wait for it."""
         for key, scoring in tuple(self._baselines.items()):
             if scoring is sequence:
                 del self._baselines[key]
-        error = EngineError("The model's output for this request is not a number.")
         owners, sequence.owners = sequence.owners, []
         self._scheduler.remove(sequence, wipe=True)
         for pending in owners:
@@ -390,6 +440,15 @@ class TorchEngine:
         for pending in sequence.owners:
             if pending.request.on_delta is not None:
                 self._finaliser.submit(_tell, pending, Delta(text, sequence.sample))
+
+
+def _told(error: Exception, doing: str, requests: str) -> GPTFlowError:
+    """What to tell the caller of a request: never an exception's own words, which may quote."""
+    if isinstance(error, GPTFlowError):
+        return error
+    name = type(error).__name__
+    log.error("%s %s raised %s (%s)", doing, requests, name, raised_at(error, "gptflow"))
+    return EngineError(f"{doing.capitalize()} the request failed: {name}.")
 
 
 def _tell(pending: Pending, delta: Delta) -> None:

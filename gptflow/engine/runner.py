@@ -8,7 +8,6 @@ import torch
 
 from gptflow.engine import attention
 from gptflow.engine.attention import Decode, Pack, Span
-from gptflow.engine.scoring import Scoring
 from gptflow.engine.sequence import Chunk, Sequence
 from gptflow.engine.slots import KVSlots
 
@@ -58,33 +57,22 @@ class Runner:
         logits: torch.Tensor = self._lm_head(hidden)[:, : self._vocabulary]
         return logits.float()
 
-    def score(self, hidden: torch.Tensor, chunks: Rows[tuple[int, Chunk]]) -> None:
-        """Give every `Scoring` sequence the log-probabilities that its chunk's rows tell.
+    def logprobs(self, hidden: torch.Tensor, wanted: Rows[tuple[int, int]]) -> list[float]:
+        """Log-probabilities of given tokens.
 
         Args:
             hidden: of the whole step, `[rows, width]`.
-            chunks: those of `Scoring` sequences, with their first row in the step.
+            wanted: rows of the step, ascending, each with a token to follow it.
         """
-        wanted = [
-            (first + row - chunk.start, chunk.sequence, target)
-            for first, chunk in chunks
-            if isinstance(chunk.sequence, Scoring)
-            for row, target in chunk.sequence.targets(chunk.start, chunk.stop)
-        ]
-        rows = sorted({row for row, _, _ in wanted})
+        rows = sorted({row for row, _ in wanted})
+        found: list[float] = []
         for at in range(0, len(rows), _LOGIT_ROWS):
             block = {row: i for i, row in enumerate(rows[at : at + _LOGIT_ROWS])}
             logits = self.logits(hidden[self._tensor(list(block))])
-            inside = [(block[row], s, target) for row, s, target in wanted if row in block]
-            picked = self._tensor([(i, token) for i, _, (_, token) in inside])
+            picked = self._tensor([(block[row], token) for row, token in wanted if row in block])
             values = logits[picked[:, 0], picked[:, 1]] - logits.logsumexp(-1)[picked[:, 0]]
-            for (_, sequence, (continuation, _)), value in zip(
-                inside, values.tolist(), strict=True
-            ):
-                sequence.add(continuation, value)
-        for _, chunk in chunks:
-            if isinstance(chunk.sequence, Scoring):
-                chunk.sequence.advance()
+            found += values.tolist()
+        return found
 
     def _pack(self, chunks: Rows[Chunk]) -> Pack:
         # A lone row of a prompt may come after longer chunks; it is a span like them.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from gptflow.engine.detokenizer import Detokenizer
 from gptflow.engine.sampler import sample
@@ -99,12 +102,51 @@ def test_draws_follow_the_distribution(sampling):
     probs /= probs.sum()
     draws = 4000
     row = Decoding([1], sampling=sampling, limit=1, end_ids=frozenset(), seed=2)
-    tokens, _ = sample(logits.repeat(draws, 1), [row] * draws)
-    counts = torch.bincount(torch.tensor(tokens), minlength=1000)
+    drawn = sample(logits.repeat(draws, 1), [row] * draws)
+    counts = torch.bincount(torch.tensor([token for token, _ in drawn]), minlength=1000)
     assert not counts[probs == 0].any()
     likely = probs > 0.02
     error = (counts[likely] / draws - probs[likely]).abs() / (probs[likely] / draws).sqrt()
     assert error.max() < 4.5
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sampling=st.builds(
+        Sampling,
+        temperature=st.floats(0, 5),
+        top_k=st.integers(0, 2**70),
+        top_p=st.floats(0, 1, exclude_min=True),
+        min_p=st.floats(0, 1),
+        repetition_penalty=st.floats(0.1, 10),
+    ),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]),
+    seed=st.integers(0, 99),
+)
+@example(Sampling(temperature=1e-40, top_p=0.9), 1.0, 0)
+@example(Sampling(temperature=1e-40), 1.0, 0)
+@example(Sampling(temperature=0.01, top_p=1e-320), 1.0, 0)
+def test_whatever_the_settings_a_token_is_drawn(sampling, scale, seed):
+    logits = scale * torch.randn(1, 700, generator=torch.Generator().manual_seed(seed))
+    logits[0, 5] = -torch.inf
+    row = Decoding([1, 5, 9], sampling=sampling, limit=1, end_ids=frozenset(), seed=seed)
+    [(token, logprob)] = sample(logits.clone(), [row])
+    assert token != 5
+    assert math.isfinite(logprob)
+    if sampling.temperature < 0.01 and sampling.repetition_penalty == 1:
+        assert token == int(logits.argmax())
+
+
+def test_a_row_without_a_token_fails_alone():
+    rows = [Decoding([1], sampling=Sampling(), limit=1, end_ids=frozenset()) for _ in range(3)]
+    logits = torch.zeros(3, 8)
+    logits[0, 3] = torch.nan
+    logits[2, 4] = 1
+    rows[1].constraint = SimpleNamespace(mask=lambda: torch.zeros(8, dtype=torch.bool))
+    broken, stuck, good = sample(logits, rows)
+    assert "not a number" in str(broken)
+    assert "no token" in str(stuck)
+    assert good.token == 4
 
 
 def test_a_stop_string_ends_the_text_and_is_not_part_of_it(tiny, make_engine):
