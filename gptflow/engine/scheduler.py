@@ -62,7 +62,7 @@ class Scheduler:
             self.running.remove(sequence)
             # Groups of branches used the same place in turn, the longest not always last.
             used = self._slots.length if sequence.branches else len(sequence.tokens)
-            self._slots.release(sequence.slot, wipe=used if wipe else 0)
+            self._slots.release(sequence.slot, used=used, wipe=wipe)
             sequence.slot = None
         elif sequence in self._waiting[sequence.job_class]:
             self._waiting[sequence.job_class].remove(sequence)

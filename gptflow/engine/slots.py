@@ -6,9 +6,13 @@ import contextlib
 import heapq
 import math
 import mmap
+import sys
 from typing import Any
 
 import torch
+
+_KEPT = 256
+"""Tokens whose memory a free slot may keep: it saves short sequences from faulting it in anew."""
 
 
 class KVSlots:
@@ -33,7 +37,7 @@ class KVSlots:
     ) -> None:
         shape = (2, layers, slots, heads, length, width)
         self.slots, self.length = slots, length
-        self._cache = _zeros(shape, dtype, device)
+        self._cache, self._pages = _zeros(shape, dtype, device)
         self.keys = tuple(self._cache[0])
         """Per layer, `[slots, heads, length, width]`."""
         self.values = tuple(self._cache[1])
@@ -66,16 +70,31 @@ class KVSlots:
         """A free slot, the lowest: decoding reads the slots in use as one dense block."""
         return heapq.heappop(self._free)
 
-    def release(self, slot: int, *, wipe: int = 0) -> None:
-        """Give a slot back.
+    def release(self, slot: int, *, used: int, wipe: bool = False) -> None:
+        """Give a slot back, and the memory of a long sequence to the system.
 
         Args:
-            wipe: how many tokens to overwrite. What a sequence leaves behind is masked out
-                for the next one, but a mask does not hide a NaN.
+            used: tokens that it may have held.
+            wipe: overwrite them. What a sequence leaves behind is masked out for the next
+                one, but a mask does not hide a NaN.
         """
         if wipe:
-            self._cache[:, :, slot, :, :wipe].zero_()
+            self._cache[:, :, slot, :, :used].zero_()
+        if used > _KEPT:
+            self._return_pages(slot)
         heapq.heappush(self._free, slot)
+
+    def _return_pages(self, slot: int) -> None:
+        """Drop the pages that lie wholly in a slot; they read as zero from then on."""
+        if self._pages is None:
+            return
+        size = self._cache[0, 0, slot].nbytes
+        for part in range(self._cache.shape[0] * self._cache.shape[1]):
+            start = (part * self.slots + slot) * size
+            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > first:
+                self._pages.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def places(self, slots: list[int], index: list[int]) -> torch.Tensor:
         """Row numbers in a layer's cache seen as `[slots * heads * length, width]`.
@@ -100,14 +119,20 @@ class KVSlots:
         self._cache[:, :, slot, :, : saved.shape[3]] = saved
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _zeros(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, mmap.mmap | None]:
+    """The cache, and its pages where the system takes single ones back."""
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.zeros(shape, dtype=dtype, device=device), None
     # Fresh pages from the system are zero and take no memory until a sequence reaches them;
-    # torch.zeros would write every one. Huge pages would be filled whole at a slot's first token.
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages does not know the word
-            pages.madvise(mmap.MADV_NOHUGEPAGE)
-    cache: torch.Tensor = torch.frombuffer(pages, dtype=dtype).view(shape)
-    return cache
+    # torch.zeros would write every one.
+    size = math.prod(shape) * dtype.itemsize
+    if sys.platform != "linux":  # no other system promises that what is dropped reads as zero
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape), None
+    # Shared pages would stay with the system when they are dropped here.
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Huge pages would be filled whole at a slot's first token.
+    with contextlib.suppress(OSError):  # a kernel without huge pages does not know the word
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape), pages
