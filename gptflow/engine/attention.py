@@ -4,11 +4,16 @@ The model runs unmodified on one packed row of tokens from many sequences. It ha
 (already rotated) keys and values to `attend`, which writes them to the slots and lets every
 row see its own sequence. `Pack` says which row belongs where; it reaches `attend` as a keyword
 argument that the model passes through.
+
+A layer with a sliding window of w tokens lets the row at position p see positions above p - w.
+The slot keeps the keys of all the others too: what a window does not reach is masked, or not
+read where it lies before everything that the rows can see.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,14 +33,16 @@ class Decode:
     Attributes:
         place: each row's place in the block, `[rows]`; None if they are the same.
         size: slots in the block.
+        first: the first token that any of them sees.
         length: tokens of the longest sequence.
-        mask: `[size, 1, 1, length]`, added to the scores.
+        mask: `[size, 1, 1, length - first]`, added to the scores.
     """
 
     rows: int
     slots: slice | torch.Tensor
     place: torch.Tensor | None
     size: int
+    first: int
     length: int
     mask: torch.Tensor
 
@@ -45,15 +52,25 @@ class Span:
     """Rows `start:stop`: several tokens of one sequence, which then has `length`.
 
     Attributes:
-        mask: `[stop - start, length]`, added to the scores; None for a sequence's very
-            first tokens, which only need to be causal.
+        first: the first token that any of them sees.
+        mask: `[stop - start, length - first]`, added to the scores; None for a sequence's
+            very first tokens, which only need to be causal.
     """
 
     start: int
     stop: int
     slot: int
+    first: int
     length: int
     mask: torch.Tensor | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class View:
+    """What the rows of one step see in the layers of one sliding window, or of none."""
+
+    decode: Decode | None
+    spans: tuple[Span, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,13 +81,14 @@ class Pack:
         keys, values: the cache, per layer `[slots, kv heads, tokens, width]`.
         places: where to write each row's heads, as row numbers of a layer's cache seen as
             `[slots * kv heads * tokens, width]`; `[rows * kv heads]`.
+        view: what the rows see through a sliding window of so many tokens; None is no window.
+            Made at the step's first layer of that window.
     """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     places: torch.Tensor
-    decode: Decode | None
-    spans: tuple[Span, ...]
+    view: Callable[[int | None], View]
 
 
 def attend(
@@ -82,6 +100,7 @@ def attend(
     *,
     pack: Pack,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """One layer's attention.
@@ -98,14 +117,15 @@ def attend(
         width = new.shape[3]
         cache.view(-1, width).index_copy_(0, pack.places, new[0].transpose(0, 1).reshape(-1, width))
     out = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
-    if pack.decode is not None:
-        rows = pack.decode.rows
-        out[:rows] = _decode(pack.decode, query[0, :, :rows], keys, values, scaling)
-    for span in pack.spans:
+    view = pack.view(sliding_window)
+    if view.decode is not None:
+        rows = view.decode.rows
+        out[:rows] = _decode(view.decode, query[0, :, :rows], keys, values, scaling)
+    for span in view.spans:
         attended = F.scaled_dot_product_attention(
             query[:, :, span.start : span.stop],
-            keys[span.slot : span.slot + 1, :, : span.length],
-            values[span.slot : span.slot + 1, :, : span.length],
+            keys[span.slot : span.slot + 1, :, span.first : span.length],
+            values[span.slot : span.slot + 1, :, span.first : span.length],
             attn_mask=span.mask,
             is_causal=span.mask is None,
             scale=scaling,
@@ -133,8 +153,8 @@ def _decode(
         grouped = block
     attended = F.scaled_dot_product_attention(
         grouped,
-        keys[decode.slots, :, : decode.length],
-        values[decode.slots, :, : decode.length],
+        keys[decode.slots, :, decode.first : decode.length],
+        values[decode.slots, :, decode.first : decode.length],
         attn_mask=decode.mask,
         scale=scaling,
     )

@@ -12,7 +12,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from gptflow.engine.engine import TorchEngine
@@ -26,10 +31,13 @@ from gptflow.request import ModelInfo
 log = logging.getLogger(__name__)
 
 _WORKS = "GPT-2, Llama, SmolLM2, Qwen2, Qwen3, Mistral and Gemma 3 models are served."
+_LAYERS = ("full_attention", "sliding_attention")
 _ROPE = ("default", "linear", "llama3", "yarn")
 # Settings by which a model scales or caps its logits or attention scores.
 _CAPS = ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale")
 _TEST_TOKENS = 12
+_TEST_WINDOW = 64
+"""The largest sliding window whose effect the test waits for."""
 _TEST_SIMILARITY = 0.99
 
 
@@ -73,7 +81,7 @@ def load(
     number = _dtype(dtype, where)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        context = check_config(config, slot_tokens)
+        context = check_config(config)
         with _no_progress_bar():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -96,34 +104,65 @@ def load(
     )
 
 
-def check_config(config: Any, slot_tokens: int) -> int:
+def check_config(config: Any) -> int:
     """Refuse what the engine's attention would get wrong; returns the model's context.
 
     Raises:
         UnsupportedModel: naming the setting.
     """
+    kind = config.model_type
+    architecture = _architecture(config)
+    if architecture is None:
+        raise UnsupportedModel(f"{kind} models do not generate text.", hint=_WORKS)
+    if not getattr(architecture, "_supports_attention_backend", False):
+        raise UnsupportedModel(
+            f"{kind} models ({architecture.__name__}) do not let their attention be replaced.",
+            hint=_WORKS,
+        )
+    if getattr(config, "text_config", None) is not None:
+        raise UnsupportedModel(f"{kind} models read more than text.", hint=_WORKS)
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
-        raise UnsupportedModel(f"{config.model_type} models have no fixed context.", hint=_WORKS)
+        raise UnsupportedModel(f"{kind} models have no fixed context.", hint=_WORKS)
     for name in _CAPS:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise UnsupportedModel(f"{config.model_type} sets {name}, not served.", hint=_WORKS)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    slides = window is not None and (kinds is None or "sliding_attention" in kinds)
-    if slides and window < min(context, slot_tokens):
+        value = getattr(config, name, None)
+        if value not in (None, 1, 1.0):
+            raise UnsupportedModel(
+                f"{kind} sets {name} to {value}, which is not computed here.", hint=_WORKS
+            )
+    if getattr(config, "use_bidirectional_attention", None):
         raise UnsupportedModel(
-            f"{config.model_type} attends to a sliding window of {window} tokens only.",
-            hint=f"Serve it with slot_tokens of {window} at most.",
+            f"{kind} sets use_bidirectional_attention: it does not write from left to right.",
+            hint=_WORKS,
         )
+    for layer in getattr(config, "layer_types", None) or ():
+        if layer not in _LAYERS:
+            raise UnsupportedModel(
+                f"{kind} has layers of {layer}; {' and '.join(_LAYERS)} are computed.", hint=_WORKS
+            )
     rope = getattr(config, "rope_parameters", None) or {}
     # Some models have one set per kind of layer.
-    for kind in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
-        if kind.get("rope_type", "default") not in _ROPE:
+    for part in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
+        if part.get("rope_type", "default") not in _ROPE:
             raise UnsupportedModel(
-                f"{kind['rope_type']} RoPE depends on who else is in the batch.", hint=_WORKS
+                f"{part['rope_type']} RoPE depends on who else is in the batch.", hint=_WORKS
             )
     return int(context)
+
+
+def _architecture(config: Any) -> type | None:
+    try:
+        found: type = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        return None
+    return found
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window that some of the model's layers have."""
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return window if kinds is None or "sliding_attention" in kinds else None
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -132,18 +171,20 @@ def check_model(model: PreTrainedModel) -> None:
     Whatever the settings do not tell, such as attention sinks, shows in the difference.
 
     Raises:
-        UnsupportedModel: the two differ, or the architecture takes no other attention.
+        UnsupportedModel: the two differ, or the model does not run over slots at all.
     """
     name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModel(f"{name} does not let its attention be replaced.", hint=_WORKS)
     config = model.config
-    ids = [(7 * i + 1) % config.vocab_size for i in range(_TEST_TOKENS)]
+    window = _window(config)
+    # A row past the window and one to decode after it, if they are not far.
+    length = window + 4 if window is not None and window <= _TEST_WINDOW else 0
+    length = min(max(length, _TEST_TOKENS), config.max_position_embeddings)
+    ids = [(7 * i + 1) % config.vocab_size for i in range(length)]
     weight = next(model.parameters())
-    slots = KVSlots.for_model(config, slots=1, length=_TEST_TOKENS, like=weight)
+    slots = KVSlots.for_model(config, slots=1, length=length, like=weight)
     sequence = Sequence(ids)
     sequence.slot = slots.take()
-    cuts = [0, _TEST_TOKENS // 2, _TEST_TOKENS - 1, _TEST_TOKENS]  # the last one decodes
+    cuts = [0, length // 2, length - 1, length]  # the last one decodes
     with torch.inference_mode():
         expected = model(torch.tensor([ids], device=weight.device), use_cache=False).logits[0]
         runner = Runner(model, slots, config.vocab_size)
@@ -157,6 +198,11 @@ def check_model(model: PreTrainedModel) -> None:
             raise UnsupportedModel(
                 f"{name} does not run over slots: {error}.", hint=_WORKS
             ) from error
+    if window is not None and runner.windows != {window}:
+        raise UnsupportedModel(
+            f"{name} has a sliding window of {window} tokens of which its attention is not told.",
+            hint=_WORKS,
+        )
     similarity = torch.cosine_similarity(actual, expected.float(), dim=-1).min().item()
     if not similarity >= _TEST_SIMILARITY:
         raise UnsupportedModel(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence as Rows
 
 import torch
 
 from gptflow.engine import attention
-from gptflow.engine.attention import Decode, Pack, Span
+from gptflow.engine.attention import Decode, Pack, Span, View
 from gptflow.engine.sequence import Chunk, Sequence
 from gptflow.engine.slots import KVSlots
 
@@ -22,6 +23,9 @@ class Runner:
         model: in evaluation mode; its attention is replaced by `gptflow.engine.attention`.
         vocabulary: how many tokens exist. Output rows beyond them, which some models have
             for alignment, are cut off.
+
+    Attributes:
+        windows: the sliding windows that the model's layers have asked for so far.
     """
 
     def __init__(self, model: torch.nn.Module, slots: KVSlots, vocabulary: int) -> None:
@@ -32,6 +36,7 @@ class Runner:
         self._slots = slots
         self._device = next(model.parameters()).device
         self._dtype = next(model.parameters()).dtype
+        self.windows: set[int] = set()
 
     def forward(self, chunks: Rows[Chunk]) -> torch.Tensor:
         """The final hidden states of all chunks' rows, `[rows, width]`, in their order.
@@ -75,14 +80,16 @@ class Runner:
         return found
 
     def _pack(self, chunks: Rows[Chunk]) -> Pack:
-        # A lone row of a prompt may come after longer chunks; it is a span like them.
-        count = next((i for i, chunk in enumerate(chunks) if not chunk.is_decode), len(chunks))
-        spans = []
-        at = count
-        for chunk in chunks[count:]:
-            end = at + len(chunk)
-            spans.append(Span(at, end, _slot(chunk.sequence), chunk.stop, self._mask(chunk)))
-            at = end
+        longest = max(chunk.stop for chunk in chunks)
+
+        @functools.cache
+        def view(window: int | None) -> View:
+            if window is not None:
+                self.windows.add(window)
+                if window >= longest:  # it reaches everything
+                    return view(None)
+            return self._view(chunks, window)
+
         return Pack(
             keys=self._slots.keys,
             values=self._slots.values,
@@ -90,14 +97,24 @@ class Runner:
                 [_slot(chunk.sequence) for chunk in chunks for _ in range(len(chunk))],
                 [index for chunk in chunks for index in range(chunk.start, chunk.stop)],
             ),
-            decode=self._block(chunks[:count]) if count else None,
-            spans=tuple(spans),
+            view=view,
         )
 
-    def _block(self, chunks: Rows[Chunk]) -> Decode:
+    def _view(self, chunks: Rows[Chunk], window: int | None) -> View:
+        # A lone row of a prompt may come after longer chunks; it is a span like them.
+        count = next((i for i, chunk in enumerate(chunks) if not chunk.is_decode), len(chunks))
+        spans = []
+        at = count
+        for chunk in chunks[count:]:
+            spans.append(self._span(chunk, at, window))
+            at += len(chunk)
+        return View(self._block(chunks[:count], window) if count else None, tuple(spans))
+
+    def _block(self, chunks: Rows[Chunk], window: int | None) -> Decode:
         """The block of slots that the decoding rows attend over together."""
         slots = [_slot(chunk.sequence) for chunk in chunks]
         lengths = [chunk.stop for chunk in chunks]
+        first = 0 if window is None else max(min(lengths) - window, 0)
         low, size = min(slots), max(slots) - min(slots) + 1
         block: slice | torch.Tensor = slice(low, low + size)
         place: torch.Tensor | None = None
@@ -106,30 +123,53 @@ class Runner:
             block, size = self._tensor(slots), len(slots)
         elif slots != list(range(low, low + size)):
             place = self._tensor([slot - low for slot in slots])
-            sizes = [1] * size  # a hole sees something, so that its softmax is a number
+            # A hole sees something, so that its softmax is a number.
+            sizes = [first + 1] * size
             for slot, length in zip(slots, lengths, strict=True):
                 sizes[slot - low] = length
-        visible = torch.arange(max(lengths), device=self._device) < self._tensor(sizes)[:, None]
+        index = torch.arange(first, max(lengths), device=self._device)
+        seen = self._tensor(sizes)[:, None]
+        visible = index < seen
+        if window is not None and max(lengths) > window:
+            visible &= index >= seen - window
         return Decode(
             rows=len(slots),
             slots=block,
             place=place,
             size=size,
+            first=first,
             length=max(lengths),
             mask=self._additive(visible)[:, None, None],
         )
 
-    def _mask(self, chunk: Chunk) -> torch.Tensor | None:
+    def _span(self, chunk: Chunk, at: int, window: int | None) -> Span:
+        """A chunk whose rows begin at row `at` of the step."""
+        sequence, start, stop = chunk.sequence, chunk.start, chunk.stop
+        first = 0
+        if window is not None:
+            first = max(min(sequence.positions(start, stop)) - window + 1, 0)
+            if sequence.branches is not None:  # a branch's row is not at its position
+                first = min(first, sequence.trunk)
+        mask = self._mask(chunk, window)
+        if mask is not None:
+            mask = mask[:, first:]
+        return Span(at, at + len(chunk), _slot(sequence), first, stop, mask)
+
+    def _mask(self, chunk: Chunk, window: int | None) -> torch.Tensor | None:
         """What each row of a chunk sees of its sequence, `[rows, length]`."""
-        branches = chunk.sequence.branches
-        if branches is None or chunk.stop <= chunk.sequence.trunk:
-            if chunk.start == 0:
+        sequence, start, stop = chunk.sequence, chunk.start, chunk.stop
+        branches = sequence.branches
+        if branches is None or stop <= sequence.trunk:
+            if start == 0 and (window is None or stop <= window):
                 return None
-            branches = [0] * chunk.stop
-        branch = self._tensor(branches[: chunk.stop])
-        index = torch.arange(chunk.stop, device=self._device)
-        visible = index <= index[chunk.start :, None]
-        visible &= (branch == 0) | (branch == branch[chunk.start :, None])
+            branches = [0] * stop
+        branch = self._tensor(branches[:stop])
+        index = torch.arange(stop, device=self._device)
+        visible = index <= index[start:, None]
+        visible &= (branch == 0) | (branch == branch[start:, None])
+        if window is not None and stop > window:
+            position = self._tensor(list(sequence.positions(0, stop)))
+            visible &= position > position[start:, None] - window
         return self._additive(visible)
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:

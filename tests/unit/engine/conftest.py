@@ -72,6 +72,24 @@ def _config(name: str) -> transformers.PretrainedConfig:
             return transformers.Qwen2Config(**shape)
         case "qwen3":
             return transformers.Qwen3Config(**shape, head_dim=16)
+        case "mistral-window":
+            return transformers.MistralConfig(**shape, sliding_window=16)
+        case "qwen2-window" | "qwen3-window":
+            kind = transformers.Qwen2Config if "2" in name else transformers.Qwen3Config
+            return kind(
+                **shape | {"num_hidden_layers": 3}, use_sliding_window=True, sliding_window=16,
+                max_window_layers=1,
+            )  # fmt: skip
+        case "gemma3-window":
+            rope = {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+            return transformers.Gemma3TextConfig(
+                **shape | {"num_hidden_layers": 4, "num_key_value_heads": 1}, head_dim=16,
+                query_pre_attn_scalar=12, sliding_window=16, rope_parameters=rope,
+                layer_types=["sliding_attention", "full_attention"] * 2,
+            )  # fmt: skip
     raise AssertionError(name)
 
 

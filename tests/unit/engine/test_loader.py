@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from gptflow.engine import attention
 from gptflow.engine.loader import check_config, check_model, load
 from gptflow.errors import ConfigError, ModelCorrupt, ModelNotFound, UnsupportedModel
 from gptflow.heads import Generate
@@ -62,26 +63,53 @@ def test_missing_and_broken_folders(folder, tmp_path):
 
 
 def test_settings_that_would_be_served_wrong():
-    gemma2 = transformers.Gemma2Config()
-    with pytest.raises(UnsupportedModel, match="softcapping"):
-        check_config(gemma2, 2048)
-    mistral = transformers.MistralConfig(sliding_window=512)
-    with pytest.raises(UnsupportedModel, match="sliding window of 512"):
-        check_config(mistral, 2048)
-    assert check_config(mistral, 512) == mistral.max_position_embeddings
-    assert check_config(transformers.Qwen2Config(), 2048) == 32768
+    with pytest.raises(UnsupportedModel, match=r"sets attn_logit_softcapping to 50\.0"):
+        check_config(transformers.Gemma2Config())
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     with pytest.raises(UnsupportedModel, match="dynamic RoPE"):
-        check_config(transformers.LlamaConfig(rope_parameters=rope), 2048)
+        check_config(transformers.LlamaConfig(rope_parameters=rope))
     granite = transformers.GraniteConfig(logits_scaling=8.0)
     with pytest.raises(UnsupportedModel, match="logits_scaling"):
-        check_config(granite, 2048)
+        check_config(granite)
+    both_ways = transformers.Gemma3TextConfig(use_bidirectional_attention=True)
+    with pytest.raises(UnsupportedModel, match="use_bidirectional_attention"):
+        check_config(both_ways)
+    chunked = transformers.Llama4TextConfig()
+    with pytest.raises(UnsupportedModel, match="chunked_attention"):
+        check_config(chunked)
+    with pytest.raises(UnsupportedModel, match="more than text"):
+        check_config(transformers.Gemma3Config())
+    with pytest.raises(UnsupportedModel, match="do not generate"):
+        check_config(transformers.T5Config())
 
 
-def test_a_model_that_keeps_its_own_attention():
-    config = transformers.BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)
-    with pytest.raises(UnsupportedModel, match="BloomForCausalLM"):
-        check_model(transformers.BloomForCausalLM(config))
+@pytest.mark.parametrize("kind", ["GPTJ", "GPTNeo", "Bloom", "Falcon", "Mpt"])
+def test_models_that_keep_their_own_attention(kind):
+    with pytest.raises(UnsupportedModel, match=f"{kind}ForCausalLM") as refused:
+        check_config(getattr(transformers, f"{kind}Config")())
+    assert "GPT-2, Llama" in str(refused.value)
+
+
+def test_settings_that_are_served():
+    assert check_config(transformers.MistralConfig(sliding_window=512)) == 131072
+    assert check_config(transformers.Qwen2Config(use_sliding_window=True)) == 32768
+    assert check_config(transformers.Gemma3TextConfig()) == 131072
+    assert check_config(transformers.GPT2Config()) == 1024
+
+
+@pytest.mark.parametrize("window", [16, 128])
+def test_a_model_that_does_not_tell_its_attention_of_its_window(tiny, monkeypatch, window):
+    model = tiny.make_model("mistral-window", f"silent {window}")
+    model.config.sliding_window = window
+    check_model(model)
+    model.set_attn_implementation("sdpa")
+
+    def attend(*args, sliding_window=None, **kwargs):
+        return attention.attend(*args, **kwargs)
+
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, attention.NAME, attend)
+    with pytest.raises(UnsupportedModel, match=f"window of {window}"):
+        check_model(model)
 
 
 def test_a_model_that_answers_otherwise_over_slots(tiny, monkeypatch):
