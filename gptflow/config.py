@@ -52,8 +52,8 @@ class Settings(BaseSettings):
         description="where the embedded server and the monitors keep their data",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the weights; auto takes the fastest that the device has"
+    dtype: Literal["auto", "float32", "bfloat16", "int16", "int8"] = Field(
+        "auto", description="of the weights; auto takes the fastest that answers like float32"
     )
     threads: int | None = Field(None, ge=1, description="of the CPU engine; all cores by default")
     slots: int = Field(64, ge=1, le=4096, description="sequences that decode at the same time")

@@ -20,57 +20,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own custom
 from transformers import AttentionInterface
 
+from gptflow.engine.native.step import Step
+from gptflow.engine.views import Decode, View
+
 NAME = "gptflow"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Decode:
-    """The first `rows` rows: one new token for each of as many sequences.
-
-    They attend together over a block of slots: `slots` picks it from the cache, a slice
-    where the slots lie close together (no copy), else their numbers.
-
-    Attributes:
-        place: each row's place in the block, `[rows]`; None if they are the same.
-        size: slots in the block.
-        first: the first token that any of them sees.
-        length: tokens of the longest sequence.
-        mask: `[size, 1, 1, length - first]`, added to the scores.
-    """
-
-    rows: int
-    slots: slice | torch.Tensor
-    place: torch.Tensor | None
-    size: int
-    first: int
-    length: int
-    mask: torch.Tensor
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """Rows `start:stop`: several tokens of one sequence, which then has `length`.
-
-    Attributes:
-        first: the first token that any of them sees.
-        mask: `[stop - start, length - first]`, added to the scores; None for a sequence's
-            very first tokens, which only need to be causal.
-    """
-
-    start: int
-    stop: int
-    slot: int
-    first: int
-    length: int
-    mask: torch.Tensor | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class View:
-    """What the rows of one step see in the layers of one sliding window, or of none."""
-
-    decode: Decode | None
-    spans: tuple[Span, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,15 +33,18 @@ class Pack:
     Attributes:
         keys, values: the cache, per layer `[slots, kv heads, tokens, width]`.
         places: where to write each row's heads, as row numbers of a layer's cache seen as
-            `[slots * kv heads * tokens, width]`; `[rows * kv heads]`.
+            `[slots * kv heads * tokens, width]`; `[rows * kv heads]`. The compiled kernels
+            need none.
         view: what the rows see through a sliding window of so many tokens; None is no window.
             Made at the step's first layer of that window.
+        compiled: the same for the compiled kernels, which then do the work.
     """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
-    places: torch.Tensor
+    places: torch.Tensor | None
     view: Callable[[int | None], View]
+    compiled: Step | None = None
 
 
 def attend(
@@ -112,6 +68,12 @@ def attend(
     Returns:
         `[1, rows, heads, width]`, and no attention weights.
     """
+    if pack.compiled is not None:
+        attended = pack.compiled.attend(
+            module.layer_idx, query, key, value, scaling=scaling, window=sliding_window
+        )
+        return attended, None
+    assert pack.places is not None
     keys, values = pack.keys[module.layer_idx], pack.values[module.layer_idx]
     for cache, new in ((keys, key), (values, value)):
         width = new.shape[3]

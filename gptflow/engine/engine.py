@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from gptflow.engine.native import Library
 from gptflow.engine.pending import BaselineKey, Pending, fail
 from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.prepare import Preparer
@@ -74,6 +75,8 @@ class TorchEngine:
             the time between two tokens longer.
         prefill_tokens: rows of one step while nothing decodes.
         prefix_bytes: size of the prefix cache.
+        cache_dtype: of keys and values; by default the weights' own.
+        library: the compiled kernels, to run attention on them.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class TorchEngine:
         step_tokens: int = 256,
         prefill_tokens: int = 1024,
         prefix_bytes: int = 256 << 20,
+        cache_dtype: torch.dtype | None = None,
+        library: Library | None = None,
     ) -> None:
         context = min(info.context, slot_tokens)
         weight = next(model.parameters())
@@ -95,10 +100,12 @@ class TorchEngine:
             id=info.id,
             sha256=info.sha256,
             context=context,
-            dtype=str(weight.dtype).removeprefix("torch."),
+            dtype=info.dtype or str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
         )
-        self._slots = KVSlots.for_model(model.config, slots=slots, length=context, like=weight)
+        self._slots = KVSlots.for_model(
+            model.config, slots=slots, length=context, like=weight, dtype=cache_dtype
+        )
         log.info(
             "key-value cache: %d slots of %d tokens, %.0f MiB",
             slots,
@@ -107,7 +114,7 @@ class TorchEngine:
         )
         self._vocabulary = tokenizer
         self._threads = threads
-        self._runner = Runner(model, self._slots, tokenizer.size)
+        self._runner = Runner(model, self._slots, tokenizer.size, library)
         self._prefixes = PrefixCache(prefix_bytes)
         self._scheduler = Scheduler(
             self._slots, self._prefixes, step_tokens=step_tokens, prefill_tokens=prefill_tokens

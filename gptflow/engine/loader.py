@@ -20,7 +20,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from gptflow.engine import native
 from gptflow.engine.engine import TorchEngine
+from gptflow.engine.native import Library
+from gptflow.engine.native.install import quantize
+from gptflow.engine.native.linear import Format
 from gptflow.engine.runner import Runner
 from gptflow.engine.sequence import Chunk, Sequence
 from gptflow.engine.slots import KVSlots
@@ -30,11 +34,14 @@ from gptflow.request import ModelInfo
 
 log = logging.getLogger(__name__)
 
+Dtype = Literal["auto", "float32", "bfloat16", "int16", "int8"]
+
 _WORKS = "GPT-2, Llama, SmolLM2, Qwen2, Qwen3, Mistral and Gemma 3 models are served."
 _LAYERS = ("full_attention", "sliding_attention")
 _ROPE = ("default", "linear", "llama3", "yarn")
 # Settings by which a model scales or caps its logits or attention scores.
 _CAPS = ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale")
+_FORMATS: dict[str, Format] = {"int8": Format.INT8, "int16": Format.INT16}
 _TEST_TOKENS = 12
 _TEST_WINDOW = 64
 """The largest sliding window whose effect the test waits for."""
@@ -45,7 +52,7 @@ def load(
     folder: str | Path,
     *,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    dtype: Dtype = "auto",
     slots: int = 64,
     slot_tokens: int = 2048,
     threads: int | None = None,
@@ -57,7 +64,9 @@ def load(
     Args:
         folder: with config.json, tokenizer.json and safetensors weights.
         device: auto takes CUDA where there is a device.
-        dtype: of weights and cache; auto takes bfloat16 where the hardware computes in it.
+        dtype: what the linear layers compute in. The integers need a CPU that the compiled
+            kernels are for. auto takes the fastest that answers like float32: int16 there,
+            bfloat16 where the hardware computes in it, else float32.
         slots: sequences that run at the same time.
         slot_tokens: most tokens of one sequence, at most the model's context.
         threads: of the CPU; None leaves torch's own choice.
@@ -78,7 +87,8 @@ def load(
             hint="gptflow models list",
         )
     where = _device(device)
-    number = _dtype(dtype, where)
+    library = _kernels(where)
+    chosen = _dtype(dtype, where, library)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         context = check_config(config)
@@ -86,7 +96,7 @@ def load(
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=number,
+                dtype=torch.bfloat16 if chosen == "bfloat16" else torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -96,11 +106,25 @@ def load(
     model.to(where).eval()
     model.config.pad_token_id = None  # with one, GPT-2 looks for padding at every step
     vocabulary = Vocabulary.from_folder(folder)
-    check_model(model)
-    info = ModelInfo(id=model_id or folder.name, sha256=sha256 or _sha256(weights), context=context)
-    log.info("model %s: %d tokens of context, on %s", info.id, context, where)
+    if chosen == "bfloat16":
+        library = None  # the kernels compute in float32
+    check_model(model, library, _FORMATS.get(chosen))
+    info = ModelInfo(
+        id=model_id or folder.name,
+        sha256=sha256 or _sha256(weights),
+        context=context,
+        dtype=chosen,
+    )
+    log.info("model %s: %s, %d tokens of context, on %s", info.id, chosen, context, where)
     return TorchEngine(
-        model, vocabulary, info, slots=slots, slot_tokens=slot_tokens, threads=threads
+        model,
+        vocabulary,
+        info,
+        slots=slots,
+        slot_tokens=slot_tokens,
+        threads=threads,
+        cache_dtype=_cache_dtype(_FORMATS.get(chosen)),
+        library=library,
     )
 
 
@@ -152,10 +176,10 @@ def check_config(config: Any) -> int:
 
 def _architecture(config: Any) -> type | None:
     try:
-        found: type = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:
         return None
-    return found
+    return found if isinstance(found, type) else None
 
 
 def _window(config: Any) -> int | None:
@@ -165,10 +189,16 @@ def _window(config: Any) -> int | None:
     return window if kinds is None or "sliding_attention" in kinds else None
 
 
-def check_model(model: PreTrainedModel) -> None:
+def check_model(
+    model: PreTrainedModel, library: Library | None = None, numbers: Format | None = None
+) -> None:
     """Run a few tokens both ways: as transformers does, and over slots in chunks.
 
     Whatever the settings do not tell, such as attention sinks, shows in the difference.
+
+    Args:
+        library: the compiled kernels, if they are to be used.
+        numbers: quantise the model to these in between.
 
     Raises:
         UnsupportedModel: the two differ, or the model does not run over slots at all.
@@ -181,13 +211,17 @@ def check_model(model: PreTrainedModel) -> None:
     length = min(max(length, _TEST_TOKENS), config.max_position_embeddings)
     ids = [(7 * i + 1) % config.vocab_size for i in range(length)]
     weight = next(model.parameters())
-    slots = KVSlots.for_model(config, slots=1, length=length, like=weight)
+    slots = KVSlots.for_model(
+        config, slots=1, length=length, like=weight, dtype=_cache_dtype(numbers)
+    )
     sequence = Sequence(ids)
     sequence.slot = slots.take()
     cuts = [0, length // 2, length - 1, length]  # the last one decodes
     with torch.inference_mode():
         expected = model(torch.tensor([ids], device=weight.device), use_cache=False).logits[0]
-        runner = Runner(model, slots, config.vocab_size)
+        if library is not None and numbers is not None:
+            quantize(model, library, numbers)
+        runner = Runner(model, slots, config.vocab_size, library)
         try:
             hidden = [
                 runner.forward([Chunk(sequence, start, stop)])
@@ -230,17 +264,37 @@ def _no_progress_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _dtype(asked: str, device: torch.device) -> torch.dtype:
+def _cache_dtype(numbers: Format | None) -> torch.dtype | None:
+    """Keys and values beside integer layers have half precision: decoding is bound by memory."""
+    return None if numbers is None else torch.float16
+
+
+def _kernels(device: torch.device) -> Library | None:
+    """The compiled kernels, where they are for this machine."""
+    if device.type != "cpu":
+        return None
+    try:
+        return native.load()
+    except native.Unavailable as reason:
+        log.info("no compiled kernels: %s", reason)
+        return None
+
+
+def _dtype(asked: Dtype, device: torch.device, library: Library | None) -> Dtype:
+    if asked in _FORMATS and library is None:
+        raise ConfigError(
+            f"dtype {asked} needs the compiled kernels, which are not to be had here.",
+            hint="Set dtype to auto; `gptflow doctor` says what is missing.",
+        )
     if asked != "auto":
-        return torch.float32 if asked == "float32" else torch.bfloat16
+        return asked
     if device.type == "cuda":
-        log.info("dtype bfloat16: the device is a GPU")
-        return torch.bfloat16
+        return "bfloat16"
+    if library is not None:
+        return "int16"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        log.info("dtype bfloat16: the CPU multiplies it natively")
-        return torch.bfloat16
-    log.info("dtype float32: the CPU has neither AVX512-BF16 nor AMX")
-    return torch.float32
+        return "bfloat16"
+    return "float32"
 
 
 def _sha256(files: list[Path]) -> str:

@@ -74,6 +74,17 @@ class Chunk:
         return self.stop - self.start
 
     @property
+    def slot(self) -> int:
+        """Where the sequence's keys and values are."""
+        assert self.sequence.slot is not None, "only sequences with a slot are run"
+        return self.sequence.slot
+
+    @property
+    def branches_off(self) -> bool:
+        """Some rows do not see all before them."""
+        return self.sequence.branches is not None and self.stop > self.sequence.trunk
+
+    @property
     def is_decode(self) -> bool:
         """One row that sees all before it."""
         return len(self) == 1 and self.sequence.branches is None

@@ -45,8 +45,16 @@ class KVSlots:
         self._free = list(range(slots))
 
     @classmethod
-    def for_model(cls, config: Any, *, slots: int, length: int, like: torch.Tensor) -> KVSlots:
-        """Slots for a transformers model, of the type and on the device of a weight of it."""
+    def for_model(
+        cls,
+        config: Any,
+        *,
+        slots: int,
+        length: int,
+        like: torch.Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> KVSlots:
+        """Slots for a transformers model, on the device and by default of the type of a weight."""
         heads = config.num_attention_heads
         return cls(
             layers=config.num_hidden_layers,
@@ -54,7 +62,7 @@ class KVSlots:
             width=getattr(config, "head_dim", None) or config.hidden_size // heads,
             slots=slots,
             length=length,
-            dtype=like.dtype,
+            dtype=dtype or like.dtype,
             device=like.device,
         )
 

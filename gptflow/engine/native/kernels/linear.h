@@ -1,0 +1,292 @@
+// Linear layers over integers: weights and inputs in blocks of 64 numbers with a scale each.
+//
+// There are two formats. Wide ones have 13 bits and a sign, which is as good as float32 for all
+// that a model of language says, at half the speed of narrow ones, which have 7 bits and a sign.
+//
+// A narrow weight is stored as the unsigned byte q + 128 and a narrow input as a signed one,
+// because the dot-product instruction multiplies unsigned by signed, and the signed side can be
+// read from memory once per row. What the 128 adds, 128 times the sum of the row's block, is
+// where the integer sum starts from, with the sign turned.
+#pragma once
+
+#include "common.h"
+#include "norm.h"
+
+namespace gptflow {
+
+enum Format : int32_t { kNarrow = 1, kWide = 2 };  // bytes of a number
+
+// The largest number of a format. 64 products of two wide ones add up to less than 2^31.
+template <int F>
+constexpr float kTop = F == kNarrow ? 127.0f : 5790.0f;
+
+struct Linear {
+  int32_t outputs;       // columns, of gate and up together for a gated layer
+  int32_t inputs;        // padded to whole blocks
+  const uint8_t* packed; // [tile][block]: steps of 32 columns x 4 bytes, then 32 scales
+  const float* bias;     // or null
+  int32_t gated;         // a tile holds sixteen gates and the sixteen ups of the same columns
+  int32_t format;
+};
+
+constexpr size_t kTileScales = kTile * sizeof(float);
+
+template <int F>
+constexpr size_t kTileBlock = kBlock * kTile * F + kTileScales;
+
+inline size_t tile_block(int format) {
+  return format == kNarrow ? kTileBlock<kNarrow> : kTileBlock<kWide>;
+}
+
+// Rows of inputs as integers.
+struct Rows {
+  std::vector<uint8_t> numbers;  // [rows][inputs] of a format
+  std::vector<float> scales;     // [rows][blocks]
+  std::vector<int32_t> starts;   // [rows][blocks], of narrow ones
+  int inputs = 0, format = kNarrow;
+
+  void resize(int rows, const Linear& linear) {
+    inputs = linear.inputs;
+    format = linear.format;
+    const size_t blocks = static_cast<size_t>(rows) * (inputs / kBlock);
+    if (scales.size() < blocks) {
+      scales.resize(blocks);
+      starts.resize(blocks);
+    }
+    if (numbers.size() < blocks * kBlock * format) numbers.resize(blocks * kBlock * format);
+  }
+};
+
+template <int F>
+inline void quantize_block(const __m512 x[4], uint8_t* numbers, float* scale, int32_t* start) {
+  __m512 peak = _mm512_setzero_ps();
+  for (int i = 0; i < 4; ++i) peak = _mm512_max_ps(_mm512_abs_ps(x[i]), peak);
+  const float top = _mm512_reduce_max_ps(peak);
+  // 0 * inf is not a number, nor is NaN times anything: what is spoiled stays so.
+  __m512 spoiled = _mm512_setzero_ps();
+  for (int i = 0; i < 4; ++i)
+    spoiled = _mm512_fmadd_ps(x[i], _mm512_setzero_ps(), spoiled);
+  *scale = top / kTop<F> + _mm512_reduce_add_ps(spoiled);
+  const __m512 factor = _mm512_set1_ps(top > 0 ? kTop<F> / top : 0.0f);
+  __m512i sum = _mm512_setzero_si512();
+  for (int i = 0; i < 4; ++i) {
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], factor));
+    if constexpr (F == kNarrow) {
+      sum = _mm512_add_epi32(sum, q);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers) + i, _mm512_cvtsepi32_epi8(q));
+    } else {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers) + i, _mm512_cvtsepi32_epi16(q));
+    }
+  }
+  if constexpr (F == kNarrow) *start = -128 * _mm512_reduce_add_epi32(sum);
+}
+
+// One row of `width` floats; the rest up to `rows.inputs` is zero.
+inline void quantize_row(const float* x, int width, Rows& rows, int row) {
+  const int blocks = rows.inputs / kBlock;
+  for (int b = 0; b < blocks; ++b) {
+    __m512 v[4];
+    for (int i = 0; i < 4; ++i) {
+      const int at = b * kBlock + i * kLanes;
+      v[i] = _mm512_maskz_loadu_ps(lanes(width - at), x + at);
+    }
+    const size_t at = static_cast<size_t>(row) * blocks + b;
+    uint8_t* numbers = rows.numbers.data() + at * kBlock * rows.format;
+    const auto quantize = rows.format == kNarrow ? quantize_block<kNarrow> : quantize_block<kWide>;
+    quantize(v, numbers, &rows.scales[at], &rows.starts[at]);
+  }
+}
+
+// Rows of `width` floats, as `linear` takes them.
+inline void quantize(const float* x, int count, int width, const Linear& linear, Rows& rows) {
+  rows.resize(count, linear);
+#pragma omp parallel for schedule(static) if (count >= kSmallRows)
+  for (int row = 0; row < count; ++row)
+    quantize_row(x + static_cast<size_t>(row) * width, width, rows, row);
+}
+
+// The same of the rows' norms, which are not kept.
+inline void quantize_normed(const float* x, const float* norm, float epsilon, int count, int width,
+                            const Linear& linear, Rows& rows) {
+  rows.resize(count, linear);
+#pragma omp parallel for schedule(static) if (count >= kSmallRows)
+  for (int row = 0; row < count; ++row) {
+    float* y = room(row_scratch(), width);
+    rms_norm_row(x + static_cast<size_t>(row) * width, norm, epsilon, width, y);
+    quantize_row(y, width, rows, row);
+  }
+}
+
+template <int F>
+inline __m512i dot(__m512i sum, __m512i weights, __m512i inputs) {
+  if constexpr (F == kNarrow) return _mm512_dpbusd_epi32(sum, weights, inputs);
+  else return _mm512_dpwssd_epi32(sum, weights, inputs);
+}
+
+// Integer sums of R rows with one tile, scaled and added up block by block.
+template <int F, int R>
+inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int blocks,
+                         __m512 total[R][2]) {
+  constexpr int kBytes = kBlock * F;
+  const uint8_t* x[R];
+  const float* scales[R];
+  const int32_t* starts[R];
+  for (int r = 0; r < R; ++r) {
+    const size_t at = static_cast<size_t>(first + r) * blocks;
+    x[r] = rows.numbers.data() + at * kBytes;
+    scales[r] = rows.scales.data() + at;
+    starts[r] = rows.starts.data() + at;
+    total[r][0] = total[r][1] = _mm512_setzero_ps();
+  }
+  for (int b = 0; b < blocks; ++b, packed += kTileBlock<F>) {
+    __m512i sum[R][2];
+    for (int r = 0; r < R; ++r)
+      sum[r][0] = sum[r][1] = _mm512_set1_epi32(F == kNarrow ? starts[r][b] : 0);
+#pragma GCC unroll 4
+    for (int step = 0; step < kBytes / 4; ++step) {
+      const __m512i w0 = _mm512_loadu_si512(packed + step * 128);
+      const __m512i w1 = _mm512_loadu_si512(packed + step * 128 + 64);
+      for (int r = 0; r < R; ++r) {
+        int32_t four;
+        std::memcpy(&four, x[r] + b * kBytes + step * 4, 4);
+        const __m512i v = _mm512_set1_epi32(four);
+        sum[r][0] = dot<F>(sum[r][0], w0, v);
+        sum[r][1] = dot<F>(sum[r][1], w1, v);
+      }
+    }
+    const float* weight_scales = reinterpret_cast<const float*>(packed + kTile * kBytes);
+    const __m512 s0 = _mm512_loadu_ps(weight_scales), s1 = _mm512_loadu_ps(weight_scales + 16);
+    for (int r = 0; r < R; ++r) {
+      const __m512 s = _mm512_set1_ps(scales[r][b]);
+      total[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][0]), _mm512_mul_ps(s, s0), total[r][0]);
+      total[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][1]), _mm512_mul_ps(s, s1), total[r][1]);
+    }
+  }
+}
+
+// Calls `use(row, sums)` for each of `count` rows with the two vectors of one tile.
+template <int F, typename Use>
+inline void tile_rows(const uint8_t* packed, const Rows& rows, int first, int count, int blocks,
+                      const Use& use) {
+  const auto run = [&](auto size) {
+    constexpr int R = decltype(size)::value;
+    __m512 total[R][2];
+    tile_product<F, R>(packed, rows, first, blocks, total);
+    for (int r = 0; r < R; ++r) use(first + r, total[r]);
+    first += R;
+    count -= R;
+  };
+  while (count >= 6) run(std::integral_constant<int, 6>{});
+  switch (count) {
+    case 5: run(std::integral_constant<int, 5>{}); break;
+    case 4: run(std::integral_constant<int, 4>{}); break;
+    case 3: run(std::integral_constant<int, 3>{}); break;
+    case 2: run(std::integral_constant<int, 2>{}); break;
+    case 1: run(std::integral_constant<int, 1>{}); break;
+    default: break;
+  }
+}
+
+template <typename Use>
+inline void for_each_tile(const Linear& linear, const Rows& rows, int count, const Use& use) {
+  const int tiles = linear.gated ? round_up(linear.outputs / 2, kLanes) / kLanes
+                                 : round_up(linear.outputs, kTile) / kTile;
+  const int blocks = linear.inputs / kBlock;
+  // Many rows in one go would push their own inputs out of the second-level cache.
+  constexpr int kGroupRows = 192;
+  const int groups = (count + kGroupRows - 1) / kGroupRows;
+  const int each = round_up((count + groups - 1) / groups, 6);
+#pragma omp parallel for collapse(2) schedule(static)
+  for (int tile = 0; tile < tiles; ++tile)
+    for (int group = 0; group < groups; ++group) {
+      const int first = group * each;
+      const auto run = [&](auto format) {
+        constexpr int F = decltype(format)::value;
+        tile_rows<F>(linear.packed + static_cast<size_t>(tile) * blocks * kTileBlock<F>, rows,
+                     first, std::min(each, count - first), blocks,
+                     [&](int row, const __m512 sums[2]) { use(tile, row, sums); });
+      };
+      if (linear.format == kNarrow) run(std::integral_constant<int, kNarrow>{});
+      else run(std::integral_constant<int, kWide>{});
+    }
+}
+
+// y[row][column] = (add ? y : 0) + x W^T + bias. Of a gated layer the gates come first.
+inline void multiply(const Linear& linear, const Rows& rows, int count, float* y, bool add) {
+  const int half_width = linear.outputs / 2;
+  for_each_tile(linear, rows, count, [&](int tile, int row, const __m512 sums[2]) {
+    for (int half = 0; half < 2; ++half) {
+      const int column = linear.gated ? tile * kLanes : tile * kTile + half * kLanes;
+      const int left = (linear.gated ? half_width : linear.outputs) - column;
+      if (left <= 0) break;
+      const __mmask16 mask = lanes(left);
+      const size_t shift = linear.gated ? half * half_width : 0;
+      float* to = y + static_cast<size_t>(row) * linear.outputs + shift + column;
+      __m512 value = sums[half];
+      if (linear.bias)
+        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, linear.bias + shift + column));
+      if (add) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, to));
+      _mm512_mask_storeu_ps(to, mask, value);
+    }
+  });
+}
+
+enum Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
+
+inline __m512 activate(__m512 x, int32_t activation) {
+  return activation == kSilu ? silu16(x) : gelu_tanh16(x);
+}
+
+// y[row][column] = activation(gate) * up.
+inline void multiply_gated(const Linear& linear, const Rows& rows, int count, int32_t activation,
+                           float* y) {
+  const int width = linear.outputs / 2;
+  for_each_tile(linear, rows, count, [&](int tile, int row, const __m512 sums[2]) {
+    const int column = tile * kLanes;
+    const __m512 gated = _mm512_mul_ps(activate(sums[0], activation), sums[1]);
+    _mm512_mask_storeu_ps(y + static_cast<size_t>(row) * width + column, lanes(width - column), gated);
+  });
+}
+
+// Packs `weight` [outputs][inputs]. For a gated layer `weight` holds the gates and `second` the
+// ups: sixteen of each make a tile.
+template <int F>
+inline void pack(const float* weight, const float* second, int outputs, int inputs,
+                 uint8_t* packed) {
+  const int blocks = round_up(inputs, kBlock) / kBlock;
+  const int per_tile = second ? kLanes : kTile;
+  const int tiles = round_up(outputs, per_tile) / per_tile;
+#pragma omp parallel for schedule(static)
+  for (int tile = 0; tile < tiles; ++tile)
+    for (int b = 0; b < blocks; ++b) {
+      uint8_t* to = packed + (static_cast<size_t>(tile) * blocks + b) * kTileBlock<F>;
+      float* scales = reinterpret_cast<float*>(to + kBlock * kTile * F);
+      for (int column = 0; column < kTile; ++column) {
+        const bool in_second = second && column >= kLanes;
+        const int row = tile * per_tile + (in_second ? column - kLanes : column);
+        const float* matrix = in_second ? second : weight;
+        float values[kBlock], top = 0;
+        for (int k = 0; k < kBlock; ++k) {
+          const int input = b * kBlock + k;
+          const bool real = row < outputs && input < inputs;
+          values[k] = real ? matrix[static_cast<size_t>(row) * inputs + input] : 0.0f;
+          top = std::max(top, std::fabs(values[k]));
+        }
+        scales[column] = top / kTop<F>;
+        const float factor = top > 0 ? kTop<F> / top : 0.0f;
+        for (int k = 0; k < kBlock; ++k) {
+          const int q = static_cast<int>(std::nearbyint(values[k] * factor));
+          constexpr int kPerStep = 4 / F;
+          uint8_t* at = to + (k / kPerStep) * 128 + column * 4 + k % kPerStep * F;
+          if constexpr (F == kNarrow) {
+            *at = static_cast<uint8_t>(q + 128);
+          } else {
+            const int16_t wide = static_cast<int16_t>(q);
+            std::memcpy(at, &wide, sizeof wide);
+          }
+        }
+      }
+    }
+}
+
+}  // namespace gptflow
