@@ -12,13 +12,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from gptflow.config import ENV_PREFIX
-from gptflow.errors import GPTFlowError, PluginError
+from gptflow.errors import GPTFlowError, PluginNotFound
 from gptflow.plugins import AnyTask, PluginInfo, Registry
+from gptflow.suggestion import did_you_mean
 from gptflow.testing import TaskContract, run_result
 
 Severity = Literal["error", "warning"]
@@ -58,14 +58,13 @@ def check_plugin(registry: Registry, name: str) -> list[Finding]:
         What is wrong, the gravest first; nothing if all is well.
 
     Raises:
-        PluginError: there is no plugin of this name.
+        PluginNotFound: there is no plugin of this name.
     """
     info = registry.plugins.get(name)
     if info is None:
-        close = get_close_matches(name, registry.plugins, n=1)
-        raise PluginError(
+        raise PluginNotFound(
             f"No plugin {name!r} is installed.",
-            hint=f"Did you mean {close[0]!r}?" if close else "`gptflow plugins list` shows them.",
+            hint=did_you_mean(name, registry.plugins) or "`gptflow plugins list` shows them.",
         )
     if info.error is not None:
         return [

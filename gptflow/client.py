@@ -16,6 +16,7 @@ from gptflow.errors import InvalidInput
 from gptflow.job import Batch, Job
 from gptflow.request import JobClass
 from gptflow.transport import BatchRecord, Transport, connect
+from gptflow.validation import check_seconds
 
 if TYPE_CHECKING:
     from gptflow.plugins import Registry
@@ -81,10 +82,11 @@ class Client:
 
         Raises:
             BrokerUnavailable: Redis does not answer; nothing was enqueued.
-            InvalidInput: the input is not JSON, or is too large.
+            InvalidInput: the input is not JSON or too large, or an option does not fit.
         """
         if input is None:
             raise InvalidInput(f"Task {task!r} was given no input.")
+        check_seconds(timeout)
         envelope = Envelope.of(
             task=task,
             input=_as_json(input),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,13 +23,18 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from gptflow import validation
 from gptflow.errors import ConfigError
+from gptflow.suggestion import did_you_mean
 
 FILE_NAME = "gptflow.toml"
 ENV_PREFIX = "GPTFLOW_"
 UP_FILE = "up.json"
 """In `data_dir` while `gptflow up` runs: `{"url": ..., "pid": ...}`."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
+_OTHER_VARIABLES = frozenset({"monitors", "redis_password"})
+"""Read elsewhere: where monitors are declared, and by `compose.yaml`."""
+_LIST_HINT = "`gptflow config show` lists the settings."
 
 
 class Settings(BaseSettings):
@@ -75,7 +81,9 @@ class Settings(BaseSettings):
     @field_validator("plugins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(name for part in value.split(",") if (name := part.strip())) or None
 
     @field_validator("cache_dir", "data_dir")
     @classmethod
@@ -117,21 +125,36 @@ def load(path: Path | None = None, **flags: Any) -> Settings:
     """
     file, origin = _read_file(path)
     given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        environment = EnvSettingsSource(Settings)()
-        settings = Settings(**(file | environment | given))
-    except ValidationError as error:
-        raise _explain(error) from None
+    environment = EnvSettingsSource(Settings)()
+    values = file | environment | given
     sources = (
         dict.fromkeys(file, str(origin))
         | {name: ENV_PREFIX + name.upper() for name in environment}
         | dict.fromkeys(given, "flag")
     )
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise _explain(error, values, sources) from None
     if settings.redis_url is None and (url := _running_server(settings.data_dir)):
         settings = settings.model_copy(update={"redis_url": SecretStr(url)})
         sources["redis_url"] = "gptflow up"
     settings._sources.update(sources)
     return settings
+
+
+def unknown_variables() -> list[ConfigError]:
+    """What is wrong with the `GPTFLOW_*` variables that set nothing, such as misspelt ones."""
+    known = {*Settings.model_fields, *_OTHER_VARIABLES}
+    return [
+        ConfigError(
+            f"The variable {variable} is no setting and is ignored.",
+            hint=did_you_mean(name, known) or _LIST_HINT,
+        )
+        for variable in sorted(os.environ)
+        if variable.startswith(ENV_PREFIX)
+        and (name := variable.removeprefix(ENV_PREFIX).lower()) not in known
+    ]
 
 
 def _running_server(data_dir: Path) -> str | None:
@@ -160,15 +183,15 @@ def _read_file(path: Path | None) -> tuple[dict[str, Any], Path | None]:
         raise ConfigError(f"Settings file {path} is not TOML: {error}.") from None
 
 
-def _explain(error: ValidationError) -> ConfigError:
-    from difflib import get_close_matches
-
-    first = error.errors(include_url=False, include_input=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        close = get_close_matches(name, Settings.model_fields, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "`gptflow config show` lists the names."
-        return ConfigError(f"There is no setting {name!r}.", hint=hint)
-    return ConfigError(
-        f"Setting {name!r}: {first['msg']}.", hint="`gptflow config show` lists the settings."
-    )
+def _explain(
+    error: ValidationError, values: Mapping[str, Any], sources: Mapping[str, str]
+) -> ConfigError:
+    problem = validation.find_problems(error, values)[0]
+    hint = _LIST_HINT
+    if problem.kind == validation.UNKNOWN:
+        hint = did_you_mean(problem.field, Settings.model_fields) or hint
+        return ConfigError(f"There is no setting {problem.field!r}.", hint=hint)
+    if not problem.path:
+        return ConfigError(f"The settings contradict each other: {problem.message}.", hint=hint)
+    source = sources.get(str(problem.path[0]), "default")
+    return ConfigError(f"Setting {problem.field!r} ({source}) {problem.complaint}.", hint=hint)

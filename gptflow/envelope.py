@@ -6,8 +6,9 @@ import os
 import time
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from gptflow import validation
 from gptflow.errors import InvalidInput
 from gptflow.request import JobClass
 
@@ -59,8 +60,10 @@ class Envelope(BaseModel):
     job_class: JobClass = Field("standard", alias="class")
     seed: int | None = Field(None, ge=0, lt=2**63, description="of the random draws")
     stream: bool = Field(False, description="publish the text as it is decoded")
-    deadline: float | None = Field(None, description="Unix time after which it is of no use")
-    not_before: float | None = Field(None, description="Unix time before which it must not run")
+    deadline: FiniteFloat | None = Field(None, description="Unix time after which it is of no use")
+    not_before: FiniteFloat | None = Field(
+        None, description="Unix time before which it must not run"
+    )
     trace: dict[str, str] = Field(default_factory=dict, description="W3C trace context")
 
     @model_validator(mode="after")
@@ -94,7 +97,7 @@ class Envelope(BaseModel):
                 f"Envelope version {data['v']!r} is not understood; this worker reads version 1.",
                 hint="Upgrade the worker.",
             )
-        return cls._checked(data)
+        return cls._checked(data, "Malformed envelope")
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
@@ -103,13 +106,12 @@ class Envelope(BaseModel):
         Raises:
             InvalidInput: a field does not fit.
         """
-        return cls._checked(fields)
+        return cls._checked(fields, "The job cannot be sent")
 
     @classmethod
-    def _checked(cls, data: Any) -> Self:
+    def _checked(cls, data: Any, complaint: str) -> Self:
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "envelope"
-            raise InvalidInput(f"Malformed envelope: {where}: {first['msg']}.") from None
+            told = validation.explain(error, data, whole="the envelope")
+            raise InvalidInput(f"{complaint}: {told}.") from None

@@ -10,7 +10,8 @@ trying again can help. A message says what happened and to which object; `hint` 
     │   ├── PluginLoadError         GF201   importing or registering it raised
     │   ├── DuplicateTask           GF202   the task's name is taken
     │   ├── PromptError             GF203   a template is malformed or names an unknown variable
-    │   └── InvalidOutput           GF204   a task returned something other than its output type
+    │   ├── InvalidOutput           GF204   a task returned something other than its output type
+    │   └── PluginNotFound          GF205   no plugin of this name is installed
     ├── TaskNotFound                GF210   no loaded plugin offers this task
     ├── InvalidInput                GF300   the input does not fit the task's input type
     │   ├── EmptyInput              GF301   nothing to work on
@@ -115,6 +116,12 @@ class InvalidOutput(PluginError):
     """A task returned something other than its declared output type."""
 
     code = "GF204"
+
+
+class PluginNotFound(PluginError):
+    """No plugin of this name is installed."""
+
+    code, exit_code = "GF205", 4
 
 
 class TaskNotFound(GPTFlowError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptflow.result import Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, Transport
+from gptflow.validation import check_seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Job:
         Raises:
             JobTimeout: it did not end in `timeout` seconds; it goes on.
         """
+        check_seconds(timeout)
         return self._transport.result(self.id, timeout)
 
     def result(self, timeout: float | None = None) -> Any:
@@ -45,6 +47,7 @@ class Job:
 
     def events(self, after: str | None = None, timeout: float | None = None) -> Iterator[Event]:
         """The text as it is decoded; `after` is the id of the last entry already seen."""
+        check_seconds(timeout)
         return self._transport.events(self.id, after, timeout)
 
     def cancel(self) -> bool:
@@ -70,6 +73,7 @@ class Batch:
         Raises:
             JobTimeout: nothing ended for `timeout` seconds.
         """
+        check_seconds(timeout)
         return self._transport.batch_results(self.id, timeout)
 
     def results(self, timeout: float | None = None) -> list[Result]:

@@ -9,7 +9,6 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -20,9 +19,11 @@ from gptflow.errors import (
     GPTFlowError,
     PluginError,
     PluginLoadError,
+    PluginNotFound,
     TaskNotFound,
     raised_at,
 )
+from gptflow.suggestion import did_you_mean
 from gptflow.task import Task
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Registry:
         """Load the installed plugins, or those of them that `only` names.
 
         Raises:
-            PluginError: `only` names a plugin that is not installed.
+            PluginNotFound: `only` names a plugin that is not installed.
         """
         registry = cls()
         entry_points: dict[str, list[importlib.metadata.EntryPoint]] = {}
@@ -101,9 +102,10 @@ class Registry:
         names.sort(key=lambda name: name != BUILT_IN)
         for name in names:
             if name not in entry_points:
-                raise PluginError(
+                raise PluginNotFound(
                     f"No plugin {name!r} is installed.",
-                    hint=_suggest(name, entry_points) or "`gptflow plugins list` shows them.",
+                    hint=did_you_mean(name, entry_points)
+                    or f"Installed are {', '.join(sorted(entry_points))}.",
                 )
             registry._load_entry_point(*entry_points[name])
         return registry
@@ -118,8 +120,8 @@ class Registry:
             raise PluginError(f"Plugin {name!r} is registered already.")
         staged = _Staged(self, name)
         try:
+            self._check_hooks(plugin, name)
             self._manager.register(plugin, name)
-            self._check_hooks(name)
             staged.collect(self._hooks_of(name))
         except Exception as error:
             self._manager.unregister(name=name)
@@ -139,7 +141,7 @@ class Registry:
         """
         if (task := self.tasks.get(name)) is not None:
             return task
-        hint = _suggest(name, self.tasks)
+        hint = did_you_mean(name, self.tasks)
         if hint is None and (broken := [i.name for i in self.plugins.values() if i.error]):
             hint = f"Plugins that failed to load: {', '.join(broken)}; see `gptflow plugins list`."
         raise TaskNotFound(
@@ -201,18 +203,29 @@ class Registry:
                 info, error=_load_error(entry_point.name, entry_point.module, error)
             )
 
-    def _check_hooks(self, name: str) -> None:
-        plugin = self._manager.get_plugin(name)
+    def _check_hooks(self, plugin: object, name: str) -> None:
         for attribute in dir(plugin):
             options = self._manager.parse_hookimpl_opts(plugin, attribute)
-            if options is not None and not hasattr(hookspecs, options["specname"] or attribute):
-                known = [hook for hook in vars(hookspecs) if hook.startswith(("register_", "on_"))]
-                code = inspect.unwrap(getattr(plugin, attribute)).__code__
+            if options is None:
+                continue
+            hook = options["specname"] or attribute
+            function = getattr(plugin, attribute)
+            code = inspect.unwrap(function).__code__
+            location = f"{code.co_filename}:{code.co_firstlineno}"
+            if not hasattr(hookspecs, hook):
+                known = [each for each in vars(hookspecs) if each.startswith(("register_", "on_"))]
                 raise PluginLoadError(
-                    f"Plugin {name!r} implements {attribute!r}, which is not a hook "
-                    f"({code.co_filename}:{code.co_firstlineno}).",
-                    hint=_suggest(attribute, known) or f"The hooks are {', '.join(known)}.",
+                    f"Plugin {name!r} implements {hook!r}, which is not a hook ({location}).",
+                    hint=did_you_mean(hook, known) or f"The hooks are {', '.join(known)}.",
                 )
+            given = list(inspect.signature(getattr(hookspecs, hook)).parameters)
+            for argument in _required_arguments(function):
+                if argument not in given:
+                    raise PluginLoadError(
+                        f"Plugin {name!r}: hook {hook!r} has no argument {argument!r} "
+                        f"({location}).",
+                        hint=f"It is given {' and '.join(map(repr, given))}.",
+                    )
 
     def _hooks_of(self, name: str) -> pluggy.HookRelay:
         others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
@@ -297,9 +310,14 @@ def default_registry() -> Registry:
     return Registry.load()
 
 
-def _suggest(name: str, known: Iterable[str]) -> str | None:
-    close = get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]!r}?" if close else None
+def _required_arguments(function: Callable[..., Any]) -> list[str]:
+    """The arguments that a hook's implementation asks for; those with a default are its own."""
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
 
 
 def _module_name(plugin: object) -> str:

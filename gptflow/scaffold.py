@@ -10,12 +10,12 @@ import keyword
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptflow.errors import PluginError
 from gptflow.plugins import GROUP
+from gptflow.suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -125,10 +125,9 @@ def _check_name(name: str) -> None:
 def _kind(head: str) -> _Kind:
     if (kind := _KINDS.get(head)) is not None:
         return kind
-    close = get_close_matches(head.lower(), HEADS, n=1)
     raise PluginError(
         f"There is no head {head!r} to start from.",
-        hint=f"Did you mean {close[0]!r}?" if close else f"Use one of {', '.join(HEADS)}.",
+        hint=did_you_mean(head, HEADS) or f"Use one of {', '.join(HEADS)}.",
     )
 
 

@@ -22,7 +22,6 @@ import abc
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -42,6 +41,7 @@ from typing import (
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from gptflow import validation
 from gptflow.cleaning import clean_all
 from gptflow.errors import EmptyInput, InvalidInput, PluginError, PromptError
 from gptflow.heads import (
@@ -60,6 +60,7 @@ from gptflow.heads import (
     Scored,
 )
 from gptflow.prompt import Prompt
+from gptflow.suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from gptflow.config import Settings
@@ -359,11 +360,10 @@ class Task(abc.ABC, Generic[In, RawT, Out]):
             extra = {self.head.each and "item"} if isinstance(self.head, Score) else set()
             if unknown := self.prompt.variables - known - extra:
                 name = min(unknown)
-                close = get_close_matches(name, known, n=1)
                 raise PromptError(
                     f"Prompt of task {self.name!r} uses {name!r}, which neither the input "
                     f"{self.input_type.__name__} nor `prepare` provides ({self.location}).",
-                    hint=f"Did you mean {close[0]!r}?" if close else None,
+                    hint=did_you_mean(name, known),
                 )
 
     def _variables(self) -> set[str] | None:
@@ -388,24 +388,22 @@ class Task(abc.ABC, Generic[In, RawT, Out]):
         try:
             return cast(In, self.input_type.model_validate(data))
         except ValidationError as error:
-            raise _explain(self.name, self.input_type, error) from None
+            raise _explain(self.name, self.input_type, data, error) from None
 
 
-def _explain(task: str, model: type[Input], error: ValidationError) -> InvalidInput:
-    problems = error.errors(include_url=False, include_input=False)
-    hint = f"`gptflow plugins show {task}` prints the input's schema."
+def _explain(task: str, model: type[Input], data: Any, error: ValidationError) -> InvalidInput:
+    hint = f"`gptflow plugins show {task}` shows the input."
+    problems = validation.find_problems(error, data)
     for problem in problems:
-        where = ".".join(str(part) for part in problem["loc"]) or "input"
-        if problem["type"] == _EMPTY:
-            return EmptyInput(f"Task {task!r}: {where} is empty or blank.")
-        if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
-            if close := get_close_matches(where, model.model_fields, n=1):
-                hint = f"Did you mean {close[0]!r}?"
-            return InvalidInput(f"Task {task!r} has no input field {where!r}.", hint=hint)
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"]) or "input"
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return InvalidInput(f"Task {task!r}: {where}: {first['msg']}{more}.", hint=hint)
+        if problem.kind == _EMPTY:
+            return EmptyInput(f"Task {task!r}: {problem.field!r} is empty or blank.")
+        if problem.kind == validation.UNKNOWN and len(problem.path) == 1:
+            return InvalidInput(
+                f"Task {task!r} has no input field {problem.field!r}.",
+                hint=did_you_mean(problem.field, model.model_fields) or hint,
+            )
+    told = validation.summarise(problems, whole="the input")
+    return InvalidInput(f"Task {task!r}: {told}.", hint=hint)
 
 
 __all__ = ["Choose", "Context", "Embed", "Generate", "Input", "Output", "Setup", "Task", "Text"]

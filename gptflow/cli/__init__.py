@@ -6,7 +6,6 @@ import importlib
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ import click
 
 from gptflow import __version__
 from gptflow.errors import GPTFlowError
+from gptflow.suggestion import did_you_mean
 
 # name: where the command is, and its line in `gptflow --help`, so that help imports nothing.
 COMMANDS = {
@@ -45,7 +45,7 @@ Exit codes:
   1 something else          7 a plugin is broken
   2 wrong usage             8 the job failed
   3 invalid input           9 some rows of a batch failed
-  4 no such task           10 a setting is wrong
+  4 no such task, plugin   10 a setting is wrong
   5 Redis is unreachable  130 interrupted
 """
 
@@ -70,9 +70,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
-            close = get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise click.UsageError(f"There is no command {name!r}.{hint}", ctx)
+            hint = did_you_mean(name, COMMANDS) or "`gptflow --help` lists them."
+            raise click.UsageError(f"There is no command {name!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

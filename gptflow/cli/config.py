@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from gptflow.cli.session import Session, json_option, print_json, print_table
+from gptflow.config import unknown_variables
+from gptflow.errors import ConfigError
 
 
 @click.group(short_help="Show the settings and where they come from.")
@@ -43,7 +45,10 @@ def show(session: Session, as_json: bool) -> None:
 
 @config.command()
 @click.pass_obj
-def check(session: Session) -> None:
-    """Check the settings; exit code 10 where one is wrong."""
+def check(session: Session) -> int:
+    """Check the settings; exit code 10 where one is wrong, or a GPTFLOW_* variable is none."""
     session.settings()
+    if unknown_variables():  # which ones, the warnings have said
+        return ConfigError.exit_code
     click.echo("The settings are sound.")
+    return 0

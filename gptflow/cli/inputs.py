@@ -33,7 +33,7 @@ def read_input(task: str, given: str | None, plugins: Callable[[], Registry]) ->
                 f"Task {task!r} was given no input.",
                 hint=f'Type `gptflow run {task} "..."`, or `@examples` for a sample.',
             )
-        return _text_or_object(sys.stdin.read(), "standard input")
+        return _text_or_object(sys.stdin.buffer.read(), "Standard input")
     if given == "@examples":
         from gptflow.testing import examples
 
@@ -44,19 +44,38 @@ def read_input(task: str, given: str | None, plugins: Callable[[], Registry]) ->
     if given.startswith("@"):
         path = Path(given[1:])
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
         except OSError as error:
-            raise InvalidInput(f"{path} cannot be read: {error.strerror}.") from None
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path} is not JSON: {error}.") from None
-    return _text_or_object(given, "the argument")
+            raise InvalidInput(
+                f"{path} cannot be read: {error.strerror}.",
+                hint=f"Give text that begins with @ on standard input: `gptflow run {task} -`.",
+            ) from None
+        return _parse(_decode(content, str(path)), f"{path} is not JSON")
+    # Bytes of the command line that are not UTF-8 come as lone surrogates.
+    return _text_or_object(given.encode(errors="surrogateescape"), "The argument")
 
 
-def _text_or_object(text: str, where: str) -> Any:
+def _text_or_object(content: bytes, where: str) -> Any:
+    text = _decode(content, where)
     # Text may begin with a brace without meaning JSON, as code does; an object has a name next.
     if not re.match(r'\s*\{\s*("|\}\s*$)', text):
         return text
+    return _parse(text, f"{where} looks like JSON but is not")
+
+
+def _decode(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise InvalidInput(
+            f"{where} is not UTF-8: its byte {error.start + 1} is 0x{byte:02x}.",
+            hint="Convert it first, as with `iconv -t UTF-8`.",
+        ) from None
+
+
+def _parse(text: str, complaint: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where.capitalize()} looks like JSON but is not: {error}.") from None
+        raise InvalidInput(f"{complaint}: {error}.") from None

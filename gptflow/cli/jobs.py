@@ -11,6 +11,7 @@ import click
 
 from gptflow.cli.session import (
     PARTIAL,
+    Seconds,
     Session,
     exit_code,
     json_option,
@@ -51,6 +52,8 @@ def list_(session: Session, state: State | None, limit: int, as_json: bool) -> N
             (r.id, r.task, r.state, r.batch, r.items, _time(r.submitted), _seconds(r))
             for r in records
         ),
+        empty=f"There are no{f' {state}' if state else ''} jobs. "
+        "`gptflow run text.chat 'Hello!'` makes one.",
     )
 
 
@@ -74,7 +77,7 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id")
-@click.option("--timeout", type=float, help="Seconds to wait.")
+@click.option("--timeout", type=Seconds(), help="Seconds to wait.")
 @click.pass_obj
 def result(session: Session, job_id: str, timeout: float | None) -> int:
     """Wait for a job and print its result as JSON; a batch's, one line a row.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptflow.cli.session import Session, json_option, note, print_json, print_table
+from gptflow.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from gptflow.models import Model, ModelStore
@@ -29,7 +30,11 @@ def list_(session: Session, as_json: bool) -> None:
         print_json(found)
     else:
         columns = ("name", "source", "architecture", "context", "size", "licence")
-        print_table(columns, ([row.get(name) for name in columns] for row in found))
+        print_table(
+            columns,
+            ([row.get(name) for name in columns] for row in found),
+            empty=f"The store has no models. `gptflow models pull {DEFAULT_MODEL}` gets one.",
+        )
 
 
 @models.command()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptflow.cli.session import (
+    Seconds,
     Session,
+    exit_code,
     json_option,
     local_option,
     model_option,
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from gptflow.config import Settings
     from gptflow.monitoring.monitors import Monitor
     from gptflow.monitoring.store import Store
-    from gptflow.result import Result
 
 TASK = "sentiment.monitor"
 
@@ -47,7 +48,9 @@ def monitor() -> None:
 )
 @click.option("--now", metavar="TIME", help="Leave posts from after this time; ISO 8601 or Unix.")
 @click.option("--fire", metavar="ID", help="Name of this run; the same name never runs twice.")
-@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout", type=Seconds(), default=600.0, show_default=True, help="Seconds to wait."
+)
 @local_option
 @model_option
 @json_option
@@ -76,7 +79,7 @@ def run(
         result = client.submit(TASK, given, job_class="interactive").wait(timeout)
     if as_json:
         print_json(result.as_dict())
-        return 0 if result.ok else _exit_code(result)
+        return exit_code(result)
     _print_report(result.unwrap())
     for warning in result.warnings:
         note(f"warning: {warning}")
@@ -96,10 +99,13 @@ def list_(session: Session, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    if not rows:
-        note(f"No monitor is declared in {monitors.default_path(settings)}, and none has run.")
     columns = ("name", "state", "cron", "source", "last run", "history", "open alerts")
-    print_table(columns, ([row[column.replace(" ", "_")] for column in columns] for row in rows))
+    print_table(
+        columns,
+        ([row[column.replace(" ", "_")] for column in columns] for row in rows),
+        empty=f"No monitor is declared in {monitors.default_path(settings)}, and none has run. "
+        "`gptflow monitor run --source FILE` runs one.",
+    )
 
 
 @monitor.command()
@@ -113,8 +119,10 @@ def alerts(session: Session, name: str | None, limit: int, as_json: bool) -> Non
         found = view.alerts(_known(session.settings(), name) if name else None, limit=limit)
     if as_json:
         print_json(found)
-    else:
+    elif found:
         _print_alerts(found)
+    else:
+        note(f"No alerts. `gptflow monitor run {name or 'NAME'}` looks for some.")
 
 
 @monitor.command()
@@ -159,6 +167,8 @@ def series(session: Session, name: str, topic: str, entity: str, hours: int, as_
             )
             for row in rows
         ),
+        empty=f"Monitor {name} counted nothing here in these hours. "
+        f"`gptflow monitor run {name}` reads its feed.",
     )
 
 
@@ -235,18 +245,14 @@ def simulate(
     )
 
 
-def _exit_code(result: Result) -> int:
-    from gptflow.errors import JobFailed, from_info
-
-    return from_info(result.error).exit_code if result.error else JobFailed.exit_code
-
-
 def _rows(session: Session, source: str) -> list[dict[str, Any]]:
     """Read a feed here, with the rights of who asks; workers read declared feeds only."""
     from gptflow.monitoring import sources
 
     readers = session.registry(session.settings()).sources
-    _, rest = sources.split(source)
+    scheme, rest = sources.split(source)
+    if scheme in (None, *sources.BUILT_IN) and not Path(rest).is_file():
+        raise click.BadParameter(f"There is no file {rest!r}.", param_hint="'--source'")
     found = sources.rows(source, readers=readers, roots=[Path(rest).resolve().parent])
     return [dict(row) for row in found]
 
@@ -275,17 +281,15 @@ def _names(settings: Settings) -> list[str]:
 
 def _known(settings: Settings, name: str) -> str:
     """The name, if there is such a monitor."""
-    from difflib import get_close_matches
-
     from gptflow.errors import InvalidInput
+    from gptflow.suggestion import did_you_mean
 
     names = _names(settings)
     if name in names:
         return name
-    close = get_close_matches(name, names, n=1)
     raise InvalidInput(
         f"There is no monitor {name!r}.",
-        hint=f"Did you mean {close[0]!r}?" if close else "`gptflow monitor list` shows them.",
+        hint=did_you_mean(name, names) or "`gptflow monitor list` shows them.",
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from gptflow.cli.session import Session, json_option, print_json, print_table
-from gptflow.errors import PluginError
+from gptflow.errors import PluginError, PluginNotFound
+from gptflow.suggestion import did_you_mean
 
 
 @click.group(short_help="List, show, write and check plugins.")
@@ -38,6 +39,7 @@ def list_(session: Session, as_json: bool) -> None:
     print_table(
         ("plugin", "version", "tasks", "problem"),
         ((r["name"], r["version"], ", ".join(r["tasks"]), r["error"]) for r in rows),
+        empty="No plugins are installed. `gptflow plugins new NAME` writes one.",
     )
 
 
@@ -53,8 +55,14 @@ def show(session: Session, name: str, as_json: bool) -> None:
         if info.error:
             raise info.error
         described = [_describe(registry.task(task)) for task in info.tasks]
-    else:
+    elif "." in name:
         described = [_describe(registry.task(name))]
+    else:
+        raise PluginNotFound(
+            f"No plugin {name!r} is installed.",
+            hint=did_you_mean(name, (*registry.plugins, *registry.tasks))
+            or "`gptflow plugins list` shows plugins and tasks.",
+        )
     if as_json:
         print_json(described)
         return
@@ -75,7 +83,10 @@ def new(name: str, head: str, into: Path) -> None:
     """Write a plugin package whose own tests pass at once."""
     from gptflow.scaffold import new_plugin
 
-    created = new_plugin(name, head=head, into=into)
+    try:
+        created = new_plugin(name, head=head, into=into)
+    except PluginError as error:  # no plugin is broken: what was typed will not do
+        raise click.UsageError(str(error)) from None
     for path in created.files:
         click.echo(f"  wrote {path}")
     click.echo("\nNext:")

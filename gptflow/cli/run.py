@@ -9,6 +9,7 @@ import click
 
 from gptflow.cli.inputs import read_input
 from gptflow.cli.session import (
+    Seconds,
     Session,
     console,
     exit_code,
@@ -21,8 +22,6 @@ from gptflow.cli.session import (
 if TYPE_CHECKING:
     from gptflow.job import Job
 
-_SECONDS = click.FloatRange(min=0, max=1e9, min_open=True)
-
 
 @click.command(short_help="Run a task on one input and print the answer.")
 @click.argument("task")
@@ -31,7 +30,9 @@ _SECONDS = click.FloatRange(min=0, max=1e9, min_open=True)
 @click.option("--stream", is_flag=True, help="Print the text as it is decoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random draws.")
-@click.option("--timeout", type=_SECONDS, default=300.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds to wait."
+)
 @model_option
 @click.pass_obj
 def run(

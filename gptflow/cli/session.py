@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,24 @@ WIDTH = 160
 PARTIAL = 9
 """Exit code of a batch in which some rows failed."""
 
+
+class Seconds(click.FloatRange):
+    """A span of time that a clock can measure: above 0, and neither NaN nor infinite."""
+
+    name = "seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=1e9, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_option = click.option("--model", help="Model to serve.  [default: the settings']")
 local_option = click.option(
@@ -40,6 +59,7 @@ class Session:
     def __init__(self, config: Path | None, *, redis_url: str | None, verbose: bool) -> None:
         self._config = config
         self._redis_url = redis_url
+        self._warned = False
         self.verbose = verbose
 
     @property
@@ -54,9 +74,13 @@ class Session:
         return "DEBUG" if self.verbose else "INFO"
 
     def settings(self, **flags: Any) -> Settings:
-        """The settings, with this call's flags on top."""
+        """The settings, with this call's flags on top. Variables that set nothing are named."""
         from gptflow import config
 
+        if not self._warned:
+            self._warned = True
+            for complaint in config.unknown_variables():
+                note(f"warning [{complaint.code}]: {complaint}")
         return config.load(self._config, **{"redis_url": self._redis_url} | flags)
 
     @contextmanager
@@ -69,8 +93,14 @@ class Session:
         `needs_queue`, for what only makes sense with a queue.
         """
         from gptflow.client import Client
+        from gptflow.errors import ConfigError
 
         settings = self.settings(**flags)
+        if needs_queue and settings.broker_url == "memory://":
+            raise ConfigError(
+                "memory:// keeps no jobs: they are gone with the process that ran them.",
+                hint="Set GPTFLOW_REDIS_URL, or start everything with `gptflow up`.",
+            )
         if flags.get("model") and not local and settings.broker_url is not None:
             raise click.UsageError(
                 "--model goes with --local: a worker serves the model that it was started with."
@@ -128,12 +158,26 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
-    """A table as wide as the terminal; plain columns where the output is not one."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str = "",
+    empty: str | None = None,
+) -> None:
+    """A table as wide as the terminal; plain columns where the output is not one.
+
+    Args:
+        empty: what to tell the person in place of a table without rows.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    rows = list(rows)
+    if not rows and empty is not None:
+        note(empty)
+        return
     out = console()
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for name in columns:

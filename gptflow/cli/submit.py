@@ -14,6 +14,7 @@ import click
 
 from gptflow.cli.session import (
     PARTIAL,
+    Seconds,
     Session,
     local_option,
     model_option,
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--wait", is_flag=True, help="Wait for the results; --out implies it.")
 @click.option("--tenant", default="default", show_default=True, help="Who the rows are for.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random draws.")
-@click.option("--timeout", type=float, default=600.0, show_default=True, help="Longest silence.")
+@click.option(
+    "--timeout", type=Seconds(), default=600.0, show_default=True, help="Longest silence."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @local_option
 @model_option

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gptflow import validation
 from gptflow.errors import ModelCorrupt
 from gptflow.models.files import CONFIG, is_weights, read_json
 from gptflow.models.model import Model, SourceKind
@@ -73,13 +74,13 @@ def read(folder: Path) -> Manifest:
     Raises:
         ModelCorrupt: it is missing or malformed.
     """
+    record = read_json(folder / FILE_NAME)
     try:
-        return Manifest.model_validate(read_json(folder / FILE_NAME))
+        return Manifest.model_validate(record)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        told = validation.explain(error, record, whole="the manifest")
         raise ModelCorrupt(
-            f"{folder / FILE_NAME} is malformed: {where}: {first['msg']}.", hint=_again(folder)
+            f"{folder / FILE_NAME} is malformed: {told}.", hint=_again(folder)
         ) from None
 
 

@@ -17,6 +17,7 @@ from gptflow.models.local import FolderSource, GgufSource
 from gptflow.models.model import Model
 from gptflow.models.shelf import Shelf
 from gptflow.models.source import Progress, Source, SourceUnavailable
+from gptflow.suggestion import did_you_mean
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
@@ -55,7 +56,7 @@ class ModelStore:
         if known or self._holds(reference) or not name.is_path(reference):
             folder = self.folder / self._name(reference)
             if not self._holds(folder.name):
-                raise _not_found(reference)
+                raise self._not_found(reference)
             return self._read(folder)
         path = Path(reference).expanduser().resolve()
         if path.is_dir():
@@ -64,7 +65,7 @@ class ModelStore:
         own = name.make_name(path.stem)
         if self._holds(own) and manifest.read(self.folder / own).origin == str(path):
             return self._read(self.folder / own)
-        raise _not_found(reference)
+        raise self._not_found(reference)
 
     def ensure(self, reference: str, *, progress: Progress = _silent) -> Model:
         """`find`, or else `pull`.
@@ -157,7 +158,21 @@ class ModelStore:
         name.check_name(reference)
         raise ModelNotFound(
             f"There is no known model {reference!r}; known are {', '.join(self._catalogue)}.",
-            hint="Run `gptflow models pull ORGANISATION/NAME` or `gptflow models pull PATH`.",
+            hint=did_you_mean(reference, self._names())
+            or "Run `gptflow models pull ORGANISATION/NAME` or `gptflow models pull PATH`.",
+        )
+
+    def _names(self) -> set[str]:
+        """What can be asked for by name: what is known, and what is in the store."""
+        return {*self._catalogue, *(model.name for model in self.list())}
+
+    def _not_found(self, reference: str) -> ModelNotFound:
+        hint = None
+        if self._known(reference) not in self._catalogue:
+            hint = did_you_mean(reference, self._names())
+        return ModelNotFound(
+            f"The model {reference!r} is not in the store.",
+            hint=hint or f"Run `gptflow models pull {reference}`.",
         )
 
     def _known(self, reference: str) -> str:
@@ -229,11 +244,4 @@ def _in_place(path: Path) -> Model:
         architecture=architecture,
         context=context,
         licence="unknown",
-    )
-
-
-def _not_found(reference: str) -> ModelNotFound:
-    return ModelNotFound(
-        f"The model {reference!r} is not in the store.",
-        hint=f"Run `gptflow models pull {reference}`.",
     )

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from gptflow import config
+from gptflow import config, validation
 from gptflow.errors import ConfigError, GPTFlowError
 from gptflow.monitoring.surge import DAY, HOUR, Rule
 
@@ -118,6 +118,4 @@ def parse(entry: Any, origin: str, *, error: type[GPTFlowError] = ConfigError) -
     try:
         return Monitor.model_validate(entry)
     except ValidationError as problem:
-        first = problem.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "monitor"
-        raise error(f"{origin}: {where}: {first['msg']}.") from None
+        raise error(f"{origin}: {validation.explain(problem, entry, whole='it')}.") from None

@@ -1,6 +1,7 @@
 """The client: what it refuses before it sends, and what it sends."""
 
 import dataclasses
+import math
 
 import pytest
 from pydantic import BaseModel
@@ -102,6 +103,8 @@ def circular():
         ({"seed": -1}, "seed"),
         ({"key": "k" * 300}, "key"),
         ({"task": "t" * 200}, "task"),
+        ({"timeout": math.nan}, "timeout must be a finite number of seconds"),
+        ({"timeout": math.inf}, "timeout must be a finite number of seconds"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_here(client, outbox, arguments, complaint):

@@ -85,8 +85,24 @@ def test_an_unknown_name_like_no_other_points_to_the_list():
 )
 def test_a_value_that_does_not_fit_is_refused_by_name(monkeypatch, name, value):
     monkeypatch.setenv(f"GPTFLOW_{name.upper()}", value)
-    with pytest.raises(ConfigError, match=f"Setting '{name}'"):
+    with pytest.raises(ConfigError, match=f"Setting '{name}' .GPTFLOW_{name.upper()}. must be"):
         config.load()
+
+
+def test_a_variable_that_sets_nothing_is_named_with_the_nearest_setting(monkeypatch):
+    for name in ("GPTFLOW_SLOTZ", "GPTFLOW_QUUX", "GPTFLOW_SLOTS", "GPTFLOW_MONITORS"):
+        monkeypatch.setenv(name, "1")
+    quux, slotz = config.unknown_variables()
+    assert "GPTFLOW_QUUX is no setting" in quux.message
+    assert "gptflow config show" in quux.hint
+    assert "GPTFLOW_SLOTZ is no setting" in slotz.message
+    assert slotz.hint == "Did you mean 'slots'?"
+
+
+@pytest.mark.parametrize("value", ["", " , "])
+def test_a_list_of_plugins_without_a_name_is_no_list(monkeypatch, value):
+    monkeypatch.setenv("GPTFLOW_PLUGINS", value)
+    assert config.load().plugins is None
 
 
 @pytest.mark.parametrize("name", config.Settings.model_fields)

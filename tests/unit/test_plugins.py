@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -94,8 +95,8 @@ BROKEN = {
     ),
     "misspells a hook's argument": (
         GOOD.replace("(register)", "(registerr)"),
-        "registerr",
-        None,
+        "hook 'register_tasks' has no argument 'registerr'",
+        "@hookimpl",
     ),
     "raises in a hook": (
         GOOD.replace("register(Say())", "raise KeyError('x')"),
@@ -265,8 +266,11 @@ def test_a_hook_with_a_wrong_argument_leaves_nothing_behind():
     registry = Registry()
     heard = []
     bad = plugin(on_alert=lambda alert: heard.append(alert), register_tasks=lambda registerr: None)
-    with pytest.raises(PluginLoadError, match="registerr"):
+    with pytest.raises(PluginLoadError) as caught:
         registry.register(bad, "bad")
+    assert "Plugin 'bad': hook 'register_tasks' has no argument 'registerr'" in caught.value.message
+    assert Path(__file__).name in caught.value.message
+    assert caught.value.hint == "It is given 'register'."
     registry.observe("on_alert", alert={})
     assert heard == []
 

@@ -137,6 +137,86 @@ def test_plugins_new_writes_a_package_and_says_what_to_type_next(
     assert len(outcome.out.partition("Next:\n")[2].strip().splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("Bad-Name",), "Did you mean 'bad_name'?"),
+        (("class",), "Did you mean 'class_plugin'?"),
+        (("mood", "--head", "chose"), "Did you mean 'choose'?"),
+        (("taken",), "is not an empty folder"),
+    ],
+)
+def test_a_plugin_that_cannot_be_written_is_wrong_usage_not_a_broken_plugin(
+    gptflow: Any, tmp_path: Path, args: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "gptflow-taken").mkdir()
+    (tmp_path / "gptflow-taken" / "file").touch()
+    outcome = gptflow("plugins", "new", *args)
+    assert outcome.code == 2
+    assert says in outcome.err
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_a_plugin_that_is_not_installed_is_answered_with_the_nearest(
+    gptflow: Any, command: str
+) -> None:
+    outcome = gptflow("plugins", command, "txet")
+    assert outcome.code == 4
+    assert "Did you mean 'text'?" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("args", "makes_one"),
+    [
+        (("models", "list"), "gptflow models pull"),
+        (("monitor", "list"), "gptflow monitor run"),
+        (("monitor", "alerts"), "gptflow monitor run"),
+    ],
+)
+def test_where_there_is_nothing_to_list_one_line_says_so_and_what_makes_something(
+    gptflow: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    makes_one: str,
+) -> None:
+    monkeypatch.setenv("GPTFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    outcome = gptflow(*args)
+    assert (outcome.code, outcome.out) == (0, "")
+    assert makes_one in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert gptflow(*args, "--json").json == []
+
+
+def test_a_misspelt_variable_is_named_and_fails_the_check(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_SLOTZ", "3")
+    outcome = gptflow("config", "check")
+    assert (outcome.code, outcome.out) == (10, "")
+    assert "GPTFLOW_SLOTZ" in outcome.err
+    assert "Did you mean 'slots'?" in outcome.err
+    outcome = gptflow("run", "text.chat", "Hi")
+    assert outcome.code == 0
+    assert outcome.err.count("GPTFLOW_SLOTZ") == 1
+
+
+def test_a_monitors_source_that_is_not_there_is_named_with_its_option(gptflow: Any) -> None:
+    outcome = gptflow("monitor", "run", "markets", "--source", "nofile.jsonl")
+    assert outcome.code == 2
+    assert "--source" in outcome.err
+    assert "There is no file 'nofile.jsonl'" in outcome.err
+
+
+def test_a_queue_that_ends_with_the_process_has_no_jobs_to_show(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_REDIS_URL", "memory://")
+    outcome = gptflow("jobs", "list")
+    assert outcome.code == 10
+    assert "gptflow up" in outcome.err
+
+
 def test_a_broken_pipe_is_not_an_error(gptflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise BrokenPipeError

@@ -42,8 +42,29 @@ def test_a_file_is_named_with_an_at_sign(gptflow: Any, tmp_path: Path) -> None:
 
 
 def test_a_dash_reads_standard_input(gptflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello")))
     assert gptflow("run", "text.chat", "-", "--local").code == 0
+
+
+def test_bytes_that_are_not_text_are_refused_not_dropped(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), errors="replace"))
+    (tmp_path / "in.json").write_bytes(b'"caf\xe9"')
+    for given, name in (
+        ("-", "Standard input"),
+        ("caf\udce9", "argument"),
+        ("@in.json", "in.json"),
+    ):
+        outcome = gptflow("run", "text.chat", given, "--local")
+        assert outcome.code == 3
+        assert f"{name} is not UTF-8" in outcome.err
+        assert "0xe9" in outcome.err
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(gptflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_bytes(b'\xef\xbb\xbf{"text": "a", "labels": ["b", "c"]}')
+    assert gptflow("run", "text.classify", "@in.json", "--local").code == 0
 
 
 def test_streaming_prints_the_same_text(gptflow: Any) -> None:
@@ -56,7 +77,11 @@ def test_streaming_prints_the_same_text(gptflow: Any) -> None:
         (("text.chat", "   "), 3, "GF301"),
         (("text.chta", "Hi"), 4, "Did you mean 'text.chat'?"),
         (("text.chat", '{"mesages": []}'), 3, "Did you mean 'messages'?"),
+        (("text.chat", '{"messages": 5}'), 3, "'messages' must be a list, not a whole number"),
         (("text.chat", "@nothing.json"), 3, "nothing.json cannot be read"),
+        (("text.chat", "@you and me"), 3, "`gptflow run text.chat -`"),
+        (("text.chat", "Hi", "--timeout", "nan"), 2, "nan is not a number of seconds"),
+        (("text.chat", "Hi", "--timeout", "inf"), 2, "--timeout"),
         (("text.chat", '{"messages": [}'), 3, "looks like JSON"),
     ],
 )

@@ -46,6 +46,13 @@ def test_a_name_that_nobody_knows_lists_those_that_are_known(make_store):
         make_store().pull("tinny")
 
 
+@pytest.mark.parametrize("call", ["pull", "find", "ensure", "verify"])
+def test_a_name_like_a_known_one_is_answered_with_that(make_store, call):
+    with pytest.raises(ModelNotFound) as caught:
+        getattr(make_store(), call)("tinny")
+    assert caught.value.hint == "Did you mean 'tiny'?"
+
+
 def test_ensure_pulls_only_once(make_store, helpers):
     source = helpers.source()
     store = make_store(source)
