@@ -1,0 +1,1 @@
+"""Measurements of this project, and of what else there is on the same machine."""
