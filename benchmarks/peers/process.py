@@ -19,6 +19,9 @@ from gptflow.engine.bench import Item
 
 ROOT = Path(__file__).parents[2]
 
+_LAST_WORDS = 10
+"""Seconds that a process gets to end by itself once it has closed its output."""
+
 
 class PeerFailed(Exception):
     """A process ended, or took too long. The message says where its log is."""
@@ -98,8 +101,13 @@ class PeerProcess:
         return Measured(answer["seconds"], tuple(answer["first"]))
 
     def close(self) -> None:
+        """End the whole process group."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -108,6 +116,8 @@ class PeerProcess:
         line = self._process.stdout.readline()
         watchdog.cancel()
         if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LAST_WORDS)
             self.close()
             code = self._process.returncode
             raise PeerFailed(f"{self._name} ended with code {code}; see {self._log}")

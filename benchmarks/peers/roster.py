@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import get_args
 
 import click
 import platformdirs
 
 from benchmarks import machine
+from gptflow.config import Settings
 from gptflow.engine.bench import Kind
 
 FOLDER = Path(os.environ.get("GPTFLOW_PEERS", platformdirs.user_cache_path("gptflow") / "peers"))
@@ -89,7 +91,7 @@ FLOATS = ("auto", "bfloat16", "float32")
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("gptflow_engine", ("auto", "int8", "bfloat16", "float32")),
+        Peer("gptflow_engine", get_args(Settings.model_fields["dtype"].annotation)),
         Peer("vllm_cpu", FLOATS, VLLM, variables=(("VLLM_CPU_KVCACHE_SPACE", "2"),)),
         Peer("openvino_genai", ("int8", "fp16"), OPENVINO, converted=True),
         Peer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -110,10 +111,7 @@ def _work(
         yield requests.stem, lambda _: items
         return
     for kind in workloads:
-        yield (
-            kind,
-            lambda seed, kind=kind: measure.workload(kind, count or KINDS[kind], seed=seed),
-        )
+        yield kind, functools.partial(measure.workload, kind, count or KINDS[kind])
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

@@ -123,7 +123,7 @@ class _Timing:
     first: float = math.nan
     end: float = math.nan
 
-    def heard(self) -> None:
+    def heard(self, _: object) -> None:
         """Some text has arrived, or the whole answer."""
         self.end = time.perf_counter() - self.submitted
         if math.isnan(self.first):
@@ -139,9 +139,9 @@ def _listen(engine: Engine, requests: Sequence[Item]) -> list[_Timing]:
     futures = []
     for item in requests:
         timing = _Timing(item["new"], time.perf_counter())
-        future = engine.submit(_request(item, on_delta=lambda _, timing=timing: timing.heard()))
-        # The finaliser calls in order; a text held back to the end counts when it arrives.
-        future.add_done_callback(lambda _, timing=timing: timing.heard())
+        future = engine.submit(_request(item, on_delta=timing.heard))
+        # A text that is held back to the end counts when it arrives.
+        future.add_done_callback(timing.heard)
         timings.append(timing)
         futures.append(future)
     for future in futures:

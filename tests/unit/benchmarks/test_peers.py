@@ -76,12 +76,12 @@ def test_every_peer_has_a_module():
 
 
 def test_a_peer_without_its_environment_says_what_to_type(tmp_path):
-    with pytest.raises(PeerFailed, match="benchmarks.peers setup vllm_cpu"):
+    with pytest.raises(PeerFailed, match=r"benchmarks\.peers setup vllm_cpu"):
         start("vllm_cpu", tmp_path, tmp_path)
 
 
 def test_a_peer_that_cannot_load_names_its_log(tmp_path):
-    with pytest.raises(PeerFailed, match="code 1; see .*engine.log"):
+    with pytest.raises(PeerFailed, match=r"code 1; see .*engine\.log"):
         start("gptflow_engine:float32", tmp_path, tmp_path)
     assert "ModelNotFound" in (tmp_path / "engine.log").read_text()
 
