@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,10 @@ from gptflow.engine.engine import TorchEngine
 from gptflow.engine.native import Library
 from gptflow.engine.native.install import quantize
 from gptflow.engine.native.linear import Format
+from gptflow.engine.native.step import serves
 from gptflow.engine.runner import Runner
 from gptflow.engine.sequence import Chunk, Sequence
-from gptflow.engine.slots import KVSlots
+from gptflow.engine.slots import KVSlots, model_shape
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import ConfigError, ModelCorrupt, ModelNotFound, UnsupportedModel
 from gptflow.request import ModelInfo
@@ -87,28 +89,18 @@ def load(
             hint="gptflow models list",
         )
     where = _device(device)
-    library = _kernels(where)
-    chosen = _dtype(dtype, where, library)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        context = check_config(config)
-        with _no_progress_bar():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.bfloat16 if chosen == "bfloat16" else torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
-    model.to(where).eval()
-    model.config.pad_token_id = None  # with one, GPT-2 looks for padding at every step
-    vocabulary = Vocabulary.from_folder(folder)
+    config, context = _read_config(folder)
+    library, missing = _kernels(where, config)
+    chosen = _dtype(dtype, where, missing)
     if chosen == "bfloat16":
         library = None  # the kernels compute in float32
-    check_model(model, library, _FORMATS.get(chosen))
+    numbers = _FORMATS.get(chosen)
+    vocabulary = Vocabulary.from_folder(folder)
+    # GNU's OpenMP lets idle helper threads wait without sleeping only while there are no more of
+    # them than cores. Those of the thread that opens the model end with it; else the engine's
+    # would have to be woken for every operator.
+    with ThreadPoolExecutor(1, thread_name_prefix="gptflow-loader") as loader:
+        model = loader.submit(_open, folder, config, where, chosen, library).result()
     info = ModelInfo(
         id=model_id or folder.name,
         sha256=sha256 or _sha256(weights),
@@ -123,9 +115,40 @@ def load(
         slots=slots,
         slot_tokens=slot_tokens,
         threads=threads,
-        cache_dtype=_cache_dtype(_FORMATS.get(chosen)),
+        cache_dtype=_cache_dtype(numbers),
         library=library,
     )
+
+
+def _read_config(folder: Path) -> tuple[Any, int]:
+    """The model's settings, which pass `check_config`, and its context."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
+    return config, check_config(config)
+
+
+def _open(
+    folder: Path, config: Any, device: torch.device, dtype: Dtype, library: Library | None
+) -> Any:
+    """The model, ready to run."""
+    try:
+        with _no_progress_bar():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
+    model.to(device).eval()
+    model.config.pad_token_id = None  # with one, GPT-2 looks for padding at every step
+    check_model(model, library, _FORMATS.get(dtype))
+    return model
 
 
 def check_config(config: Any) -> int:
@@ -269,29 +292,32 @@ def _cache_dtype(numbers: Format | None) -> torch.dtype | None:
     return None if numbers is None else torch.float16
 
 
-def _kernels(device: torch.device) -> Library | None:
-    """The compiled kernels, where they are for this machine."""
+def _kernels(device: torch.device, config: Any) -> tuple[Library | None, str]:
+    """The compiled kernels where they serve this model on this machine, else why not."""
     if device.type != "cpu":
-        return None
+        return None, "they are for the CPU"
+    _, kv_heads, width = model_shape(config)
+    if not serves(config.num_attention_heads, kv_heads, width):
+        return None, f"attention heads of {width} numbers are not among what they compute"
     try:
-        return native.load()
+        return native.load(), ""
     except native.Unavailable as reason:
-        log.info("no compiled kernels: %s", reason)
-        return None
+        return None, str(reason)
 
 
-def _dtype(asked: Dtype, device: torch.device, library: Library | None) -> Dtype:
-    if asked in _FORMATS and library is None:
+def _dtype(asked: Dtype, device: torch.device, missing: str) -> Dtype:
+    """What to compute in; `missing` says why there are no compiled kernels."""
+    if asked in _FORMATS and missing:
         raise ConfigError(
-            f"dtype {asked} needs the compiled kernels, which are not to be had here.",
-            hint="Set dtype to auto; `gptflow doctor` says what is missing.",
+            f"dtype {asked} needs the compiled kernels: {missing}.", hint="Set dtype to auto."
         )
     if asked != "auto":
         return asked
     if device.type == "cuda":
         return "bfloat16"
-    if library is not None:
+    if not missing:
         return "int16"
+    log.info("no compiled kernels: %s", missing)
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return "bfloat16"
     return "float32"

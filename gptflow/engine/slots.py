@@ -55,11 +55,11 @@ class KVSlots:
         dtype: torch.dtype | None = None,
     ) -> KVSlots:
         """Slots for a transformers model, on the device and by default of the type of a weight."""
-        heads = config.num_attention_heads
+        layers, heads, width = model_shape(config)
         return cls(
-            layers=config.num_hidden_layers,
-            heads=getattr(config, "num_key_value_heads", None) or heads,
-            width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            layers=layers,
+            heads=heads,
+            width=width,
             slots=slots,
             length=length,
             dtype=dtype or like.dtype,
@@ -125,6 +125,16 @@ class KVSlots:
     def restore(self, slot: int, saved: torch.Tensor) -> None:
         """Put a copy from `save` at the start of a slot."""
         self._cache[:, :, slot, :, : saved.shape[3]] = saved
+
+
+def model_shape(config: Any) -> tuple[int, int, int]:
+    """A transformers model's layers, its key-value heads, and the numbers of one head."""
+    heads = config.num_attention_heads
+    return (
+        config.num_hidden_layers,
+        getattr(config, "num_key_value_heads", None) or heads,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
 
 
 def _zeros(

@@ -16,7 +16,7 @@ __all__ = ["Cache", "Item", "Layer", "Library", "Linear", "Shape", "Unavailable"
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
 """The gated activations that are compiled, by transformers' names."""
 
-HEAD_WIDTHS = frozenset({16, 32, 48, 64, 128, 256})
+HEAD_WIDTHS = frozenset({16, 32, 48, 64, 80, 96, 128, 256})
 """Numbers per attention head that are compiled."""
 
 MAX_GROUP = 64

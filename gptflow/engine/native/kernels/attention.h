@@ -1,7 +1,7 @@
 // Attention of packed rows over slots, with the query heads of a group together.
 //
 // One row of a sequence (decoding) reads its keys and values once, as they lie. Several rows
-// go over them in tiles that are widened to floats once for up to sixteen rows at a time, with a
+// go over them in tiles that are widened to floats once for up to 32 rows at a time, with a
 // running softmax (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention").
 #pragma once
 
@@ -47,7 +47,7 @@ inline void store16(half_t* p, __m512 x) {
                       _mm512_cvtps_ph(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-constexpr int kQueryRows = 16;  // rows of a sequence that share a widened tile
+constexpr int kQueryRows = 32;  // rows of a sequence that share a widened tile
 constexpr int kKeys = 64;       // keys in a tile
 
 struct Scratch {
@@ -70,6 +70,13 @@ inline Sight sight(const Item& item, int row, int window) {
   return {window > 0 ? std::max(0, last - window) : 0, last};
 }
 
+// Asks for memory ahead of its use. Addresses that do not exist do no harm.
+template <typename T>
+inline void fetch(const T* from, int count) {
+  const char* at = reinterpret_cast<const char*>(from);
+  for (size_t i = 0; i < count * sizeof(T); i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+}
+
 // One row. `query` holds the group's heads [group][width] (scaled), `out` likewise.
 template <typename T, int V>  // V vectors make a head's width
 void attend_one(const T* keys, const T* values, const float* query, int group, int first, int last,
@@ -81,6 +88,9 @@ void attend_one(const T* keys, const T* values, const float* query, int group, i
   alignas(64) float tile[kLanes * width];
   for (int key = 0; key < count; key += kLanes) {
     const int there = std::min(kLanes, count - key);
+    // The next keys, and the values that these will be mixed with.
+    fetch(keys + static_cast<size_t>(first + key + 2 * kLanes) * width, kLanes * width);
+    fetch(values + static_cast<size_t>(first + key) * width, kLanes * width);
     for (int j = 0; j < there; ++j)
       for (int v = 0; v < V; ++v)
         _mm512_store_ps(tile + j * width + v * kLanes,
@@ -253,9 +263,8 @@ void attend_many(const Item& item, int low, int high, const T* keys, const T* va
         }
       peaks[q] = top;
     }
-    constexpr int N = V < 4 ? V : 4;
+    constexpr int N = V % 4 == 0 ? 4 : V % 3 == 0 ? 3 : V % 2 == 0 ? 2 : 1;
     for (int v = 0; v < V; v += N) {
-      static_assert(V % N == 0, "a head's width is one to four vectors, or a multiple of four");
       product_rows<N>(queries, scores, kKeys, wide_values + v * kLanes, width, there,
                       out + v * kLanes, width, true);
     }
@@ -275,12 +284,19 @@ void attend_items(const Cache& cache, const Shape& shape, const Item* items, int
   const int group = shape.heads / cache.kv_heads;
   struct Unit {
     int item, low, high;
+    int64_t work;
   };
   static thread_local std::vector<Unit> units;
   units.clear();
   for (int i = 0; i < count; ++i)
-    for (int low = 0; low < items[i].rows; low += kQueryRows)
-      units.push_back({i, low, std::min(low + kQueryRows, items[i].rows)});
+    for (int low = 0; low < items[i].rows; low += kQueryRows) {
+      const int high = std::min(low + kQueryRows, items[i].rows);
+      const Sight seen = sight(items[i], high - 1, shape.window);
+      units.push_back({i, low, high, static_cast<int64_t>(high - low) * (seen.last - seen.first)});
+    }
+  // The longest first: what is left at the end, when a thread runs out of work, is short.
+  std::stable_sort(units.begin(), units.end(),
+                   [](const Unit& a, const Unit& b) { return a.work > b.work; });
   const Unit* unit = units.data();
   const int total = static_cast<int>(units.size());
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
@@ -339,6 +355,8 @@ bool attend_typed(const Cache& cache, const Shape& shape, const Item* items, int
     case 32: attend_items<T, 2>(cache, shape, items, count, query, stride, out); return true;
     case 48: attend_items<T, 3>(cache, shape, items, count, query, stride, out); return true;
     case 64: attend_items<T, 4>(cache, shape, items, count, query, stride, out); return true;
+    case 80: attend_items<T, 5>(cache, shape, items, count, query, stride, out); return true;
+    case 96: attend_items<T, 6>(cache, shape, items, count, query, stride, out); return true;
     case 128: attend_items<T, 8>(cache, shape, items, count, query, stride, out); return true;
     case 256: attend_items<T, 16>(cache, shape, items, count, query, stride, out); return true;
     default: return false;

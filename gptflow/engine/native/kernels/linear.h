@@ -123,8 +123,13 @@ inline __m512i dot(__m512i sum, __m512i weights, __m512i inputs) {
   else return _mm512_dpwssd_epi32(sum, weights, inputs);
 }
 
-// Integer sums of R rows with one tile, scaled and added up block by block.
-template <int F, int R>
+// How far ahead weights are asked for. Processors stop guessing at the end of a page, which
+// leaves a third of the memory's speed unused.
+constexpr int kAhead = 4096;
+
+// Integer sums of R rows with one tile, scaled and added up block by block. The first to use a
+// tile fetches it from memory.
+template <int F, int R, bool Fetch>
 inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int blocks,
                          __m512 total[R][2]) {
   constexpr int kBytes = kBlock * F;
@@ -144,6 +149,10 @@ inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int
       sum[r][0] = sum[r][1] = _mm512_set1_epi32(F == kNarrow ? starts[r][b] : 0);
 #pragma GCC unroll 4
     for (int step = 0; step < kBytes / 4; ++step) {
+      if constexpr (Fetch) {
+        _mm_prefetch(packed + step * 128 + kAhead, _MM_HINT_T0);
+        _mm_prefetch(packed + step * 128 + kAhead + 64, _MM_HINT_T0);
+      }
       const __m512i w0 = _mm512_loadu_si512(packed + step * 128);
       const __m512i w1 = _mm512_loadu_si512(packed + step * 128 + 64);
       for (int r = 0; r < R; ++r) {
@@ -168,21 +177,22 @@ inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int
 template <int F, typename Use>
 inline void tile_rows(const uint8_t* packed, const Rows& rows, int first, int count, int blocks,
                       const Use& use) {
-  const auto run = [&](auto size) {
+  const auto run = [&](auto size, auto fetch) {
     constexpr int R = decltype(size)::value;
     __m512 total[R][2];
-    tile_product<F, R>(packed, rows, first, blocks, total);
+    tile_product<F, R, decltype(fetch)::value>(packed, rows, first, blocks, total);
     for (int r = 0; r < R; ++r) use(first + r, total[r]);
     first += R;
     count -= R;
   };
-  while (count >= 6) run(std::integral_constant<int, 6>{});
+  if (count >= 6) run(std::integral_constant<int, 6>{}, std::true_type{});
+  while (count >= 6) run(std::integral_constant<int, 6>{}, std::false_type{});
   switch (count) {
-    case 5: run(std::integral_constant<int, 5>{}); break;
-    case 4: run(std::integral_constant<int, 4>{}); break;
-    case 3: run(std::integral_constant<int, 3>{}); break;
-    case 2: run(std::integral_constant<int, 2>{}); break;
-    case 1: run(std::integral_constant<int, 1>{}); break;
+    case 5: run(std::integral_constant<int, 5>{}, std::true_type{}); break;
+    case 4: run(std::integral_constant<int, 4>{}, std::true_type{}); break;
+    case 3: run(std::integral_constant<int, 3>{}, std::true_type{}); break;
+    case 2: run(std::integral_constant<int, 2>{}, std::true_type{}); break;
+    case 1: run(std::integral_constant<int, 1>{}, std::true_type{}); break;
     default: break;
   }
 }
