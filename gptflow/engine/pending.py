@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from gptflow.engine.scoring import Scoring
 from gptflow.engine.sequence import Sequence
@@ -30,6 +32,7 @@ class Pending:
         sequences: those to run for it.
         answer: makes the result when all of them have ended.
         baseline: scores it needs besides, which other requests may need too.
+        submitted_at: when it was prepared, by `time.perf_counter`.
         closed: it has its answer, or will never have one.
     """
 
@@ -39,6 +42,7 @@ class Pending:
     baseline: BaselineKey | None = None
     future: Future[Raw] = dataclasses.field(default_factory=Future)
     scored_baseline: Scoring | None = None
+    submitted_at: float = dataclasses.field(default_factory=time.perf_counter)
     open: int = 0
     closed: bool = False
 
@@ -56,7 +60,7 @@ class Pending:
                 self.future.set_result(result)
 
 
-def fail(future: Future[Raw], error: GPTFlowError) -> None:
+def fail(future: Future[Any], error: GPTFlowError) -> None:
     """Set the exception, unless the future was cancelled."""
     if future.set_running_or_notify_cancel():
         future.set_exception(error)

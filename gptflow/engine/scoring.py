@@ -40,13 +40,29 @@ class Scoring(Sequence):
     ) -> None:
         super().__init__(tokens, prefix=prefix, job_class=job_class)
         self._continuations = continuations
-        self._totals = [0.0] * len(continuations)
+        self._room = room - self.trunk
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew: what has been scored so far counts for nothing."""
+        super().restart()
+        del self.tokens[self.trunk :]
+        self.branches = None
+        self._totals = [0.0] * len(self._continuations)
         self._positions: list[int] = []
         self._targets: dict[int, list[Target]] = {
-            self.trunk - 1: [(i, tokens[0]) for i, tokens in enumerate(continuations)]
+            self.trunk - 1: [(i, tokens[0]) for i, tokens in enumerate(self._continuations)]
         }
-        self._groups = _pack([len(tokens) - 1 for tokens in continuations], room - self.trunk)
+        sizes = [len(tokens) - 1 for tokens in self._continuations]
+        self._groups = _pack(sizes, self._room)
+        self._most_tokens = self.trunk + max(
+            (sum(sizes[i] for i in group) for group in self._groups), default=0
+        )
         self._branch_off()
+
+    @property
+    def most_tokens(self) -> int:
+        return self._most_tokens
 
     @property
     def ended(self) -> bool:
@@ -94,6 +110,7 @@ class Scoring(Sequence):
         self.branches = [0] * self.trunk
         self._positions = list(range(self.trunk))
         self.done = min(self.done, self.trunk)
+        self.charged = min(self.charged, self.trunk)
         for i in self._groups.pop(0):
             ids = self._continuations[i]
             for offset, token in enumerate(ids[:-1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from gptflow.engine.pending import Pending
     from gptflow.engine.prefix import Prefix
 
+Share = tuple[str, str]
+"""Tenant and plugin: who shares the engine fairly with whom."""
+
 
 class Sequence:
     """Tokens to run through the model in order, a chunk at a time.
@@ -32,6 +36,11 @@ class Sequence:
         done: rows whose keys and values are in the slot.
         cached: rows among them that were copied, not computed.
         owners: the requests that wait for this sequence.
+        share: for whom it runs.
+        deadline: Unix time after which it is of no use.
+        ticket: its place among those that wait; None while it does not.
+        charged: rows that its share has been charged for.
+        preempted: how often it lost its slot to a more urgent one.
     """
 
     def __init__(
@@ -47,6 +56,20 @@ class Sequence:
         self.done = 0
         self.cached = 0
         self.owners: list[Pending] = []
+        self.share: Share = ("", "")
+        self.deadline = math.inf
+        self.ticket: int | None = None
+        self.charged = 0
+        self.preempted = 0
+
+    @property
+    def most_tokens(self) -> int:
+        """The most rows that it can come to hold in its slot."""
+        return len(self.tokens)
+
+    def restart(self) -> None:
+        """Go back to where nothing is in a slot, without giving up what was drawn."""
+        self.done = 0
 
     @property
     def remaining(self) -> int:
@@ -133,12 +156,17 @@ class Decoding(Sequence):
         self.constraint: Constraint | None = None
         self.output: list[int] = []
         self.finish: FinishReason | None = None
+        self.first_token_at: float | None = None
         self.siblings: list[Decoding] = []
         self._end_ids = end_ids
         self._logprob = 0.0
         self._text: list[str] = []
         self._generator = torch.Generator()
         self._generator.manual_seed(hash((seed, sample)) & (2**63 - 1))
+
+    @property
+    def most_tokens(self) -> int:
+        return self.trunk + self.limit
 
     @property
     def ended(self) -> bool:
@@ -224,6 +252,10 @@ class Pooling(Sequence):
         super().__init__(tokens, job_class=job_class)
         self._pooling = pooling
         self._pooled: torch.Tensor | None = None
+
+    def restart(self) -> None:
+        super().restart()
+        self._pooled = None
 
     def add(self, hidden: torch.Tensor) -> None:
         """Take the hidden states of the next rows, `[rows, width]`."""

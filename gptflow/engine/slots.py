@@ -1,4 +1,10 @@
-"""Slots: the key-value cache, one fixed stretch of it per running sequence."""
+"""Slots: the key-value cache, one fixed stretch of it per running sequence.
+
+On Linux the cache is address space that takes memory only where a sequence has written. So
+more of it may be laid out than the machine could fill, and `budget` bounds what is: a sequence
+gets a slot only if the most that it can write still fits, besides the most that the others
+can. Memory is thus there before a sequence begins, and never runs out halfway.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ import heapq
 import math
 import mmap
 import sys
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import torch
@@ -22,6 +29,7 @@ class KVSlots:
         layers, heads, width: the model's depth, its key-value heads, and numbers per head.
         slots: sequences that fit at the same time.
         length: tokens that fit in one slot.
+        budget: tokens that may be in memory at the same time; all of them by default.
     """
 
     def __init__(
@@ -34,10 +42,18 @@ class KVSlots:
         length: int,
         dtype: torch.dtype,
         device: torch.device,
+        budget: int | None = None,
     ) -> None:
         shape = (2, layers, slots, heads, length, width)
         self.slots, self.length = slots, length
         self._cache, self._pages = _zeros(shape, dtype, device)
+        self.budget = slots * length if budget is None or self._pages is None else budget
+        self.reserved = 0
+        """Tokens that the sequences in the slots may come to write, in whole pages."""
+        self._page_tokens = max(mmap.PAGESIZE // (width * dtype.itemsize), 1)
+        self._reserved = [0] * slots
+        self._written = [0] * slots  # tokens whose memory has not been given back since
+        self._idle = 0  # the sum of these over the free slots
         self.keys = tuple(self._cache[0])
         """Per layer, `[slots, heads, length, width]`."""
         self.values = tuple(self._cache[1])
@@ -53,6 +69,7 @@ class KVSlots:
         length: int,
         like: torch.Tensor,
         dtype: torch.dtype | None = None,
+        budget: int | None = None,
     ) -> KVSlots:
         """Slots for a transformers model, on the device and by default of the type of a weight."""
         layers, heads, width = model_shape(config)
@@ -64,7 +81,19 @@ class KVSlots:
             length=length,
             dtype=dtype or like.dtype,
             device=like.device,
+            budget=budget,
         )
+
+    @staticmethod
+    def lazy(device: torch.device) -> bool:
+        """Whether the cache takes memory only where written, and gives it back."""
+        return device.type == "cpu" and sys.platform == "linux"
+
+    @staticmethod
+    def token_bytes(config: Any, dtype: torch.dtype) -> int:
+        """What one token's keys and values of all layers take."""
+        layers, heads, width = model_shape(config)
+        return 2 * layers * heads * width * dtype.itemsize
 
     @property
     def free(self) -> int:
@@ -74,9 +103,42 @@ class KVSlots:
     def nbytes(self) -> int:
         return int(self._cache.nbytes)
 
-    def take(self) -> int:
-        """A free slot, the lowest: decoding reads the slots in use as one dense block."""
-        return heapq.heappop(self._free)
+    @property
+    def bytes_per_token(self) -> int:
+        """What one token's keys and values of all layers take."""
+        return self.nbytes // (self.slots * self.length)
+
+    @property
+    def most(self) -> int:
+        """Tokens of the longest sequence that there will ever be room for."""
+        return min(self.length, self.budget)
+
+    def fits(self, tokens: int, *, without: Rows[int] = ()) -> bool:
+        """Whether a sequence of so many tokens can have a slot now.
+
+        Args:
+            without: slots that could be given back for it.
+        """
+        left = self.budget - self.reserved + sum(self._reserved[slot] for slot in without)
+        return (self.free > 0 or len(without) > 0) and self._whole(tokens) <= left
+
+    def take(self, tokens: int | None = None) -> int:
+        """A free slot, the lowest: decoding reads the slots in use as one dense block.
+
+        Args:
+            tokens: the most that it will hold, of those that `fits` has found room for; by
+                default as many as fit in a slot.
+        """
+        slot = heapq.heappop(self._free)
+        need, written = self._whole(self.length if tokens is None else tokens), self._written[slot]
+        self._idle -= written
+        if self.reserved + self._idle + max(need, written) > self.budget:
+            for other in (slot, *self._free):
+                self._return_pages(other)
+            self._idle = written = 0
+        self._reserved[slot] = max(need, written)
+        self.reserved += self._reserved[slot]
+        return slot
 
     def release(self, slot: int, *, used: int, wipe: bool = False) -> None:
         """Give a slot back, and the memory of a long sequence to the system.
@@ -88,14 +150,24 @@ class KVSlots:
         """
         if wipe:
             self._cache[:, :, slot, :, :used].zero_()
-        if used > _KEPT:
+        self.reserved -= self._reserved[slot]
+        self._reserved[slot] = 0
+        self._written[slot] = max(self._written[slot], self._whole(used))
+        if self._written[slot] > _KEPT:
             self._return_pages(slot)
+        self._idle += self._written[slot]
         heapq.heappush(self._free, slot)
+
+    def _whole(self, tokens: int) -> int:
+        """Tokens rounded up to whole pages of memory."""
+        whole = -(-tokens // self._page_tokens) * self._page_tokens
+        return min(whole, self.length, self.budget)
 
     def _return_pages(self, slot: int) -> None:
         """Drop the pages that lie wholly in a slot; they read as zero from then on."""
-        if self._pages is None:
+        if self._pages is None or self._written[slot] == 0:
             return
+        self._written[slot] = 0
         size = self._cache[0, 0, slot].nbytes
         for part in range(self._cache.shape[0] * self._cache.shape[1]):
             start = (part * self.slots + slot) * size

@@ -1,13 +1,36 @@
-"""What the engine counts."""
+"""What the engine counts and measures."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
+from collections import Counter, deque
 from typing import Any
 
+from gptflow.engine.pending import Pending
+from gptflow.engine.prefix import PrefixCache
+from gptflow.engine.scheduler import Scheduler
 from gptflow.engine.sequence import Decoding, Sequence
+from gptflow.engine.slots import KVSlots
 
 _SMOOTHING = 0.05
+_WINDOW = 1024
+
+
+class Window:
+    """The last 1,024 measurements of something, in milliseconds."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=_WINDOW)
+
+    def add(self, seconds: float) -> None:
+        self._values.append(1000 * seconds)
+
+    def percentile(self, share: float) -> float:
+        """The smallest measurement that `share` of all do not exceed; 0 if there is none."""
+        values = sorted(self._values.copy())
+        return values[max(math.ceil(share * len(values)) - 1, 0)] if values else 0.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -21,7 +44,11 @@ class Statistics:
         tokens_in: of the prompts of ended sequences.
         tokens_out: drawn or forced for them.
         cached_tokens: those of `tokens_in` that were not computed.
+        cancelled: requests that their owners cancelled.
+        failures: requests that failed once accepted, by the error's code.
         step_ms: how long a step takes, smoothed.
+        rows_per_step: tokens run through the model in a step, smoothed.
+        occupancy: share of the slots that hold a sequence in a step, 0..1, smoothed.
         tokens_per_second: rows run through the model in a second of work, smoothed.
     """
 
@@ -31,16 +58,33 @@ class Statistics:
     tokens_in: int = 0
     tokens_out: int = 0
     cached_tokens: int = 0
+    cancelled: int = 0
+    failures: Counter[str] = dataclasses.field(default_factory=Counter)
     step_ms: float = 0.0
+    rows_per_step: float = 0.0
+    occupancy: float = 0.0
     tokens_per_second: float = 0.0
+    _steps: Window = dataclasses.field(default_factory=Window)
+    _answers: Window = dataclasses.field(default_factory=Window)
+    _first_tokens: Window = dataclasses.field(default_factory=Window)
+    _further_tokens: Window = dataclasses.field(default_factory=Window)
 
-    def step(self, *, seconds: float, rows: int, running: int) -> None:
-        """Count a step of so many rows."""
+    def step(self, *, seconds: float, rows: int, running: int, slots: int) -> None:
+        """Count a step of so many rows, with so many of the slots in use."""
         weight = max(_SMOOTHING, 1 / (self.steps + 1))
         self.step_ms += weight * (1000 * seconds - self.step_ms)
+        self.rows_per_step += weight * (rows - self.rows_per_step)
+        self.occupancy += weight * (running / slots - self.occupancy)
         self.tokens_per_second += weight * (rows / seconds - self.tokens_per_second)
         self.steps += 1
         self.peak_running = max(self.peak_running, running)
+        self._steps.add(seconds)
+
+    def first_token(self, sequence: Decoding) -> None:
+        """The first token of a continuation has been drawn."""
+        sequence.first_token_at = time.perf_counter()
+        for pending in sequence.owners:
+            self._first_tokens.add(sequence.first_token_at - pending.submitted_at)
 
     def ended(self, sequence: Sequence) -> None:
         """Count a sequence that ran to its end."""
@@ -48,6 +92,49 @@ class Statistics:
         self.cached_tokens += sequence.cached
         if isinstance(sequence, Decoding):
             self.tokens_out += len(sequence.output)
+            further = len(sequence.output) - 1
+            if sequence.first_token_at is not None and further > 0:
+                self._further_tokens.add((time.perf_counter() - sequence.first_token_at) / further)
+
+    def answered(self, pending: Pending) -> None:
+        """Count a request that has all it waited for."""
+        self._answers.add(time.perf_counter() - pending.submitted_at)
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The counters, with the medians and 99th percentiles of the windows."""
+        values: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.name.startswith("_")
+        }
+        values["failures"] = dict(self.failures)
+        for name, window in (
+            ("step_ms", self._steps),
+            ("answer_ms", self._answers),
+            ("first_token_ms", self._first_tokens),
+            ("further_token_ms", self._further_tokens),
+        ):
+            values[f"{name}_p50"] = window.percentile(0.5)
+            values[f"{name}_p99"] = window.percentile(0.99)
+        return values
+
+
+def gauges(scheduler: Scheduler, slots: KVSlots, prefixes: PrefixCache) -> dict[str, Any]:
+    """What holds at this moment; `TorchEngine.stats` says what each one means."""
+    running = tuple(scheduler.running)
+    kv_tokens = sum(sequence.done for sequence in running)
+    return {
+        "running": len(running),
+        "waiting": scheduler.waiting,
+        "waiting_by_class": scheduler.waiting_by_class,
+        "slots": slots.slots,
+        "slots_used": slots.slots - slots.free,
+        "kv_tokens": kv_tokens,
+        "kv_bytes": kv_tokens * slots.bytes_per_token,
+        "kv_tokens_reserved": slots.reserved,
+        "kv_tokens_limit": slots.budget,
+        "prefixes": len(prefixes),
+        "prefix_hits": prefixes.hits,
+        "prefix_bytes": prefixes.nbytes,
+        "preemptions": scheduler.preemptions,
+    }
