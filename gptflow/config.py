@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, description="of the CPU engine; all cores by default")
     slots: int = Field(64, ge=1, le=4096, description="sequences that decode at the same time")
     slot_tokens: int = Field(2048, ge=64, description="most tokens of one sequence")
+    kv_bytes: int | None = Field(
+        None, ge=1, description="most memory for keys and values; by default what fits"
+    )
     concurrency: int = Field(256, ge=1, le=4096, description="jobs in flight in one worker")
     plugins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="load only these, separated by commas; all by default"

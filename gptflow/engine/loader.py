@@ -58,6 +58,7 @@ def load(
     slots: int = 64,
     slot_tokens: int = 2048,
     threads: int | None = None,
+    kv_bytes: int | None = None,
     model_id: str | None = None,
     sha256: str | None = None,
 ) -> TorchEngine:
@@ -72,6 +73,7 @@ def load(
         slots: sequences that run at the same time.
         slot_tokens: most tokens of one sequence, at most the model's context.
         threads: of the CPU; None leaves torch's own choice.
+        kv_bytes: most memory for keys and values; see `TorchEngine`.
         model_id: what the model is called; by default the folder's name.
         sha256: over the weight files; computed if not given.
 
@@ -79,7 +81,7 @@ def load(
         ModelNotFound: there is no such folder, or no weights in it.
         ModelCorrupt: a file cannot be read.
         UnsupportedModel: the architecture needs what the engine does not do.
-        ConfigError: CUDA is asked for and there is none.
+        ConfigError: CUDA is asked for and there is none, or the machine has too little memory.
     """
     folder = Path(folder)
     weights = sorted(folder.glob("*.safetensors"))
@@ -117,6 +119,7 @@ def load(
         threads=threads,
         cache_dtype=_cache_dtype(numbers),
         library=library,
+        kv_bytes=kv_bytes,
     )
 
 

@@ -217,10 +217,9 @@ class Scheduler:
             self._slots.restore(sequence.slot, saved)
             sequence.done = saved.shape[3]
             sequence.shared = None
-        if not sequence.preempted:  # what is computed twice was in the answer's usage once
-            sequence.cached = sequence.done
-        sequence.charged = max(sequence.charged, sequence.done)
-        self._charge(sequence, len(sequence.tokens), 1)
+        if not sequence.preempted:  # what is computed twice is accounted for once
+            sequence.cached = sequence.charged = sequence.done
+            self._charge(sequence, len(sequence.tokens), 1)
         self._events.record("admitted", sequence)
 
     def _chunk(self, sequence: Sequence, rows: int) -> Chunk:

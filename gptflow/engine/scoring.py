@@ -99,8 +99,9 @@ class Scoring(Sequence):
 
     def advance(self) -> None:
         """Once all rows are computed: go on with the next group of branches."""
-        if self.remaining == 0:
+        if self.remaining == 0 and self._groups:
             self._branch_off()
+            self.charged = min(self.charged, self.trunk)
 
     def _branch_off(self) -> None:
         """Put the next group of branches after the prompt, in place of the last one."""
@@ -110,7 +111,6 @@ class Scoring(Sequence):
         self.branches = [0] * self.trunk
         self._positions = list(range(self.trunk))
         self.done = min(self.done, self.trunk)
-        self.charged = min(self.charged, self.trunk)
         for i in self._groups.pop(0):
             ids = self._continuations[i]
             for offset, token in enumerate(ids[:-1]):

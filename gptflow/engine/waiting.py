@@ -1,8 +1,8 @@
 """Who waits for a slot: classes above fair shares.
 
 Interactive sequences go before standard ones, these before batch ones. So that none of them
-waits for ever, a class that has been passed over nine times has the next turn: while there is
-no end of more urgent work, every class that waits still gets a tenth of the admissions.
+waits for ever, a class that has been passed over eight times has the next turn: while there is
+no end of more urgent work, each class that waits still gets a tenth of the admissions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLASSES: tuple[JobClass, ...] = get_args(JobClass)
 
 RANK = {job_class: rank for rank, job_class in enumerate(CLASSES)}
 
-_PATIENCE = 9
+_PATIENCE = 8
 """Times that a class is passed over before it has a turn."""
 
 

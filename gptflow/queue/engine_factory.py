@@ -48,6 +48,7 @@ def load_engine(settings: Settings) -> Engine:
         slots=settings.slots,
         slot_tokens=settings.slot_tokens,
         threads=settings.threads,
+        kv_bytes=settings.kv_bytes,
         model_id=model.name,
         sha256=model.sha256,
     )
