@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import weakref
 from collections.abc import Iterator
 
 from gptflow.engine.pending import Pending
@@ -26,7 +27,8 @@ class Deadlines:
     """The requests that have one, the earliest first."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Pending]] = []
+        # Weak, so that an answered request need not stay until its deadline.
+        self._heap: list[tuple[float, int, weakref.ref[Pending]]] = []
         self._tie = itertools.count()
         self._next_sweep = 64
 
@@ -38,15 +40,15 @@ class Deadlines:
         deadline = pending.request.deadline
         if deadline is None or deadline == math.inf:
             return
-        heapq.heappush(self._heap, (deadline, next(self._tie), pending))
-        if len(self._heap) > self._next_sweep:  # many of them may have been answered
-            self._heap = [entry for entry in self._heap if not entry[2].closed]
+        heapq.heappush(self._heap, (deadline, next(self._tie), weakref.ref(pending)))
+        if len(self._heap) > self._next_sweep:  # most of them may have been answered
+            self._heap = [entry for entry in self._heap if entry[2]() is not None]
             heapq.heapify(self._heap)
             self._next_sweep = 2 * len(self._heap) + 64
 
     def passed(self, now: float) -> Iterator[Pending]:
         """Take out the requests whose deadline has passed and that have no answer yet."""
         while self._heap and self._heap[0][0] <= now:
-            pending = heapq.heappop(self._heap)[2]
-            if not pending.closed:
+            pending = heapq.heappop(self._heap)[2]()
+            if pending is not None and not pending.closed:
                 yield pending

@@ -29,7 +29,7 @@ from gptflow.engine.events import Events
 from gptflow.engine.intake import Intake
 from gptflow.engine.native import Library
 from gptflow.engine.outcomes import Outcomes, told
-from gptflow.engine.pending import Pending, fail
+from gptflow.engine.pending import Pending, fail, succeed
 from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.prepare import Preparer
 from gptflow.engine.reading import Reader
@@ -325,7 +325,7 @@ class TorchEngine:
             if trace is not None:
                 told_of = trace.as_dict(step=self._statistics.steps, failed=failed)
                 for future in asked:
-                    self._outcomes.later(future.set_result, told_of)
+                    self._outcomes.later(succeed, future, told_of)
 
     def _compute(self, chunks: list[Chunk], phases: Phases) -> None:
         running = len(self._scheduler.running)

@@ -21,7 +21,7 @@ BaselineKey = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 """A content-free prompt and the continuations to score under it."""
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
 class Pending:
     """What the engine knows of one request. Only the engine's thread changes it.
 
@@ -56,8 +56,13 @@ class Pending:
             log.exception("the answer of request %s could not be made", self.request.id)
             fail(self.future, EngineError(f"The answer could not be made: {error}."))
         else:
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_result(result)
+            succeed(self.future, result)
+
+
+def succeed(future: Future[Any], result: object) -> None:
+    """Set the result, unless the future was cancelled."""
+    if future.set_running_or_notify_cancel():
+        future.set_result(result)
 
 
 def fail(future: Future[Any], error: GPTFlowError) -> None:

@@ -1,0 +1,250 @@
+"""Random loads: every answer as if the request had been alone, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gptflow.engine.pending import Pending
+from gptflow.engine.sequence import Decoding, Pooling
+from gptflow.heads import Choose, Embed, Generate, Json, Score
+from gptflow.prompt import Message, RenderedPrompt, Segment
+from gptflow.request import Request
+
+SCHEMA = {"type": "array", "items": {"enum": ["alpha", "beta", 3]}, "maxItems": 3}
+HEADS = {
+    "greedy": Generate(max_tokens=6),
+    "long": Generate(max_tokens=25),
+    "sampled": Generate(max_tokens=8, temperature=1.2, top_p=0.9),
+    "several": Generate(max_tokens=4, temperature=1.0, n=3),
+    "stop": Generate(max_tokens=12, stop=("e", "th")),
+    "json": Json(schema=SCHEMA, max_tokens=40, temperature=0.8),
+    "choose": Choose(labels=("good", "quite bad", "neutral")),
+    "score": Score(),
+    "mean": Embed(),
+    "last": Embed(pooling="last"),
+}
+TEMPLATE = "Answer with one word: positive, negative or neutral. "
+BLANK = RenderedPrompt.plain("N/A")
+
+
+def request_of(kind, words, **more):
+    """A request whose answer depends on its kind and its number of words only."""
+    text = "the dog sleeps on in the warm sun " * 9
+    user = Segment(" ".join(text.split()[:words]), trusted=False)
+    prompt = RenderedPrompt((Message(None, (Segment(TEMPLATE, trusted=True), user)),))
+    baseline = BLANK if words % 2 else None
+    return Request(prompt=prompt, head=HEADS[kind], baseline=baseline, seed=words, **more)
+
+
+def assert_same(answer, expected):
+    assert type(answer) is type(expected)
+    assert answer.usage.tokens_in == expected.usage.tokens_in
+    assert answer.usage.tokens_out == expected.usage.tokens_out
+    if hasattr(answer, "continuations"):
+        for ours, theirs in zip(answer.continuations, expected.continuations, strict=True):
+            assert (ours.tokens, ours.text, ours.finish) == (
+                theirs.tokens, theirs.text, theirs.finish,
+            )  # fmt: skip
+            assert ours.mean_logprob == pytest.approx(theirs.mean_logprob, abs=1e-4)
+    elif hasattr(answer, "vector"):
+        assert answer.vector == pytest.approx(expected.vector, abs=1e-5)
+    elif hasattr(answer, "values"):
+        assert answer.values == pytest.approx(expected.values, abs=2e-4)
+    elif hasattr(answer, "scores"):
+        assert answer.label == expected.label
+        assert answer.scores == pytest.approx(expected.scores, abs=1e-4)
+    else:
+        assert answer.value == expected.value
+
+
+def assert_nothing_left(engine):
+    stats = engine.stats()
+    for name in ("running", "waiting", "slots_used", "kv_tokens", "kv_tokens_reserved"):
+        assert stats[name] == 0, name
+    assert len(engine._intake) == 0
+    assert engine._sharing.nbytes == 0
+    assert not engine._scheduler.busy
+
+
+class Timeline:
+    """Lets things happen before given steps, on the engine's thread; it never sleeps."""
+
+    def __init__(self, engine):
+        self._step = engine._step
+        self._lock = threading.Lock()
+        self._due: deque = deque()
+        engine._step = self
+
+    def __call__(self):
+        with self._lock:
+            if self._due and self._due[0][0] > 0:
+                delay, act = self._due.popleft()
+                self._due.appendleft((delay - 1, act))
+        self.play()
+        self._step()
+
+    def play(self, *, now=False):
+        """Do what is due; if `now`, the next thing whether it is or not."""
+        while True:
+            with self._lock:
+                if not self._due or (self._due[0][0] > 0 and not now):
+                    return
+                act = self._due.popleft()[1]
+            now = False
+            act()
+
+    def run(self, things):
+        """Let all happen: pairs of a step, counted from now, and what to do before it."""
+        last = 0
+        with self._lock:
+            for step, act in sorted(things, key=lambda thing: thing[0]):
+                self._due.append((step - last, act))
+                last = step
+
+    @property
+    def over(self):
+        return not self._due
+
+
+jobs = st.tuples(
+    st.integers(0, 2),  # steps after the one before
+    st.sampled_from(sorted(HEADS)),
+    st.integers(1, 30),  # words
+    st.sampled_from(["interactive", "standard", "batch"]),
+    st.sampled_from("abc"),  # tenant
+    st.sampled_from([None, None, None, 0, 1, 3, 6, 10]),  # cancelled so many steps later
+    st.sampled_from([None, None, None, 1e3, float("inf"), 0.0]),  # seconds to the deadline
+)
+
+
+def test_answers_do_not_depend_on_who_else_is_there(tiny, make_engine):
+    alone = make_engine(slots=1, prefix_bytes=0, prefill_tokens=512)
+    known: dict = {}
+
+    def expected(kind, words):
+        if (kind, words) not in known:
+            future = alone.submit(request_of(kind, words))
+            known[kind, words] = future.exception(60) or future.result()
+        return known[kind, words]
+
+    token = alone._slots.bytes_per_token
+    engine = make_engine(slots=2, step_tokens=24, prefill_tokens=40, kv_bytes=256 * token)
+    timeline = Timeline(engine)
+    totals = {"answers": 0}
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(jobs, min_size=3, max_size=24))
+    def check(load):
+        futures = []
+        things = []
+        step = 0
+        for delay, kind, words, job_class, tenant, cancelled, left in load:
+            request = request_of(
+                kind, words, job_class=job_class, tenant=tenant,
+                deadline=None if left is None else time.time() + left,
+            )  # fmt: skip
+            step += delay
+            things.append((step, lambda r=request: futures.append(engine.submit(r))))
+            if cancelled is not None:
+                things.append((step + cancelled, lambda r=request: engine.cancel(r.id)))
+        timeline.run(things)
+        while not timeline.over:
+            timeline.play(now=True)
+            wait(tuple(futures), 60)
+        done = wait(tuple(futures), 60)
+        assert not done.not_done
+        for (_, kind, words, *_, cancelled, left), future in zip(load, futures, strict=True):
+            if future.cancelled():
+                assert cancelled is not None
+                continue
+            error = future.exception(0)
+            want = expected(kind, words)
+            if error is None:
+                assert_same(future.result(), want)
+                totals["answers"] += 1
+            elif left == 0:
+                assert error.code == "GF504"
+            else:  # JSON that was not complete in its tokens
+                assert str(error) == str(want)
+        engine.submit(request_of("mean", 1)).result(30)  # so that all cancelled are dropped
+        assert_nothing_left(engine)
+
+    check()
+    assert totals["answers"] > 100
+    assert engine.stats()["preemptions"] > 10
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def alive(kind) -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), kind) for thing in gc.get_objects())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ten_thousand_requests_leave_nothing_behind(tiny, make_engine):
+    engine = make_engine(slots=24, step_tokens=256, prefix_bytes=200_000)
+    dice = random.Random(5)
+    kinds = [kind for kind in HEADS if kind != "long"]
+    before = {kind: alive(kind) for kind in (Pending, Decoding, Pooling)}
+
+    def wave(count):
+        futures = []
+        for _ in range(count):
+            kind = dice.choice(kinds)
+            request = request_of(
+                kind, dice.randint(1, 6),
+                job_class=dice.choice(["interactive", "standard", "batch"]),
+                tenant=f"tenant {dice.randrange(300)}",
+                plugin=dice.choice("pq"),
+                deadline=dice.choice([None, None, time.time() + dice.choice([0.02, 1e4])]),
+            )  # fmt: skip
+            if kind in ("choose", "score") and dice.random() < 0.5:  # a baseline of its own
+                blank = RenderedPrompt.plain(f"N/A {dice.random()}")
+                request = Request(
+                    prompt=request.prompt, head=request.head, baseline=blank, id=request.id
+                )
+            futures.append(engine.submit(request))
+            if dice.random() < 0.15:
+                dice.choice(futures[-40:]).cancel()
+        assert not wait(futures, 120).not_done
+        engine.submit(request_of("mean", 1)).result(60)
+        return sum(not f.cancelled() and f.exception() is None for f in futures)
+
+    answers = wave(500) + wave(500)
+    gc.collect()
+    warm = resident()
+    answers += sum(wave(500) for _ in range(18))
+    assert answers > 7000
+    assert_nothing_left(engine)
+    stats = engine.stats()
+    assert stats["requests"] > 8000
+    assert stats["cancelled"] > 100
+    assert stats["failures"].keys() <= {"GF504", "GF700"}
+    assert stats["prefix_bytes"] <= 200_000
+    assert stats["baselines"] <= 1024
+    assert len(engine._deadlines) < 2500
+    for queue in engine._scheduler._waiting._queues.values():
+        assert len(queue._queues) <= 2
+    engine._outcomes.close()  # what is under way there holds what it works on
+    assert {kind: alive(kind) for kind in before} == before
+    gc.collect()
+    assert resident() - warm < 48 << 20
+    assert json.dumps(stats)
