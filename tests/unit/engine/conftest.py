@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from gptflow.engine import native
 from gptflow.engine.engine import TorchEngine
+from gptflow.engine.native import Library
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.request import ModelInfo
 
@@ -55,6 +58,7 @@ def _config(name: str) -> transformers.PretrainedConfig:
         "num_hidden_layers": 2,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
+        "head_dim": 16,  # the least that the compiled kernels serve
         "max_position_embeddings": 256,
         "eos_token_id": 0,
         "bos_token_id": 0,
@@ -63,7 +67,7 @@ def _config(name: str) -> transformers.PretrainedConfig:
     match name:
         case "gpt2":
             return transformers.GPT2Config(
-                vocab_size=size, n_positions=256, n_embd=48, n_layer=2, n_head=4,
+                vocab_size=size, n_positions=256, n_embd=48, n_layer=2, n_head=3,
                 eos_token_id=0, bos_token_id=0,
             )  # fmt: skip
         case "llama":
@@ -71,7 +75,7 @@ def _config(name: str) -> transformers.PretrainedConfig:
         case "qwen2":
             return transformers.Qwen2Config(**shape)
         case "qwen3":
-            return transformers.Qwen3Config(**shape, head_dim=16)
+            return transformers.Qwen3Config(**shape)
         case "mistral-window":
             return transformers.MistralConfig(**shape, sliding_window=16)
         case "qwen2-window" | "qwen3-window":
@@ -86,7 +90,7 @@ def _config(name: str) -> transformers.PretrainedConfig:
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             }
             return transformers.Gemma3TextConfig(
-                **shape | {"num_hidden_layers": 4, "num_key_value_heads": 1}, head_dim=16,
+                **shape | {"num_hidden_layers": 4, "num_key_value_heads": 1},
                 query_pre_attn_scalar=12, sliding_window=16, rope_parameters=rope,
                 layer_types=["sliding_attention", "full_attention"] * 2,
             )  # fmt: skip
@@ -142,17 +146,37 @@ def prompt_ids(length: int, seed: int = 0) -> tuple[int, ...]:
 Make = Callable[..., TorchEngine]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Modules that say `ALSO_COMPILED` run their engines with and without the kernels."""
+    if getattr(metafunc.module, "ALSO_COMPILED", False) and "library" in metafunc.fixturenames:
+        metafunc.parametrize("library", ["torch", "compiled"], indirect=True)
+
+
 @pytest.fixture
-def make_engine() -> Iterator[Make]:
+def library(request: pytest.FixtureRequest) -> Library | None:
+    """The compiled kernels; None in tests of torch's own operators."""
+    if getattr(request, "param", None) != "compiled":
+        return None
+    try:
+        return native.load()
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def make_engine(library: Library | None) -> Iterator[Make]:
     """Starts engines on tiny models, and closes them at the end."""
     engines: list[TorchEngine] = []
 
-    def make(name: str = "llama", *, model: object = None, **settings: int) -> TorchEngine:
+    def make(
+        name: str = "llama", *, model: object = None, kernels: Any = library, **settings: Any
+    ) -> TorchEngine:
         options = {"slots": 8, "slot_tokens": 256, "threads": 1} | settings
         engine = TorchEngine(
             model or make_model(name),
             vocabulary(),
             ModelInfo(id=name, sha256="0" * 64, context=256),
+            library=kernels,
             **options,
         )
         engines.append(engine)

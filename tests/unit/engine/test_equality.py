@@ -19,6 +19,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
+ALSO_COMPILED = True
+
 
 def ask(ids, new, **more):
     return Request(prompt=ids, head=Generate(max_tokens=new), ignore_eos=True, **more)

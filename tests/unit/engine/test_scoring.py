@@ -13,6 +13,8 @@ from gptflow.request import Request
 LABELS = ("good", "very bad news", "neutral", "g", "the company reported lower profit")
 PROMPT = Prompt("Shares fell by ten percent after the company reported. {{ text }}\nMood:")
 
+ALSO_COMPILED = True
+
 
 def means(tiny, name, prompt, texts):
     ids = tiny.vocabulary.encode(prompt)

@@ -12,12 +12,15 @@ from gptflow.engine.runner import Runner
 from gptflow.engine.scoring import Scoring
 from gptflow.engine.sequence import Chunk, Sequence
 from gptflow.engine.slots import KVSlots
+from gptflow.engine.views import Views
 from gptflow.heads import Choose, Embed, Generate
 from gptflow.prompt import Prompt
 from gptflow.request import Request
 
 WINDOW = 16
 LABELS = (" good", " very bad news", " g", " the company reported lower profit than 7,190,000.5")
+
+ALSO_COMPILED = True
 
 
 @pytest.fixture(params=["gemma3-window", "mistral-window", "qwen2-window", "qwen3-window"])
@@ -97,9 +100,9 @@ def test_views_are_made_once_a_step_and_shared_while_the_window_reaches_all(tiny
     slots = KVSlots.for_model(model.config, slots=1, length=64, like=model.lm_head.weight)
     runner = Runner(model, slots, tiny.vocabulary.size)
     made = []
-    view = Runner._view
+    view = Views.view
     monkeypatch.setattr(
-        Runner, "_view", lambda self, chunks, w: made.append(w) or view(self, chunks, w)
+        Views, "view", lambda self, chunks, w: made.append(w) or view(self, chunks, w)
     )
     sequence = Sequence(tiny.prompt_ids(40))
     sequence.slot = slots.take()
@@ -115,12 +118,10 @@ def test_views_are_made_once_a_step_and_shared_while_the_window_reaches_all(tiny
     ("start", "stop", "first"), [(0, 20, 0), (20, 30, 5), (30, 37, 15), (45, 60, 16)]
 )
 def test_only_keys_that_some_row_sees_are_read(tiny, start, stop, first):
-    model = tiny.make_model("mistral-window", "read")
-    slots = KVSlots.for_model(model.config, slots=1, length=64, like=model.lm_head.weight)
-    runner = Runner(model, slots, tiny.vocabulary.size)
+    views = Views(torch.device("cpu"), torch.float32)
     branches = Scoring(tiny.prompt_ids(30), [(1,) * 8, (2,) * 8, (3,) * 20], room=64)
-    branches.slot = slots.take()
-    span = runner._view([Chunk(branches, start, min(stop, len(branches.tokens)))], WINDOW).spans[0]
+    branches.slot = 0
+    span = views.view([Chunk(branches, start, min(stop, len(branches.tokens)))], WINDOW).spans[0]
     assert span.first == first
     if span.mask is not None:
         assert span.mask.shape[1] == span.length - span.first
