@@ -60,12 +60,15 @@ class Runner:
         for chunk in chunks:
             tokens += chunk.sequence.tokens[chunk.start : chunk.stop]
             positions += chunk.sequence.positions(chunk.start, chunk.stop)
+        pack = self._pack(chunks)
         output = self._decoder(
             input_ids=self._tensor([tokens]),
             position_ids=self._tensor([positions]),
             use_cache=False,
-            pack=self._pack(chunks),
+            pack=pack,
         )
+        if pack.compiled is not None:
+            self.windows |= pack.compiled.windows
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 

@@ -39,6 +39,7 @@ class Step:
     Attributes:
         caches: one per layer.
         adapted: whether adapters add to any of the rows.
+        windows: the sliding windows that layers have asked for.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class Step:
     ) -> None:
         self.caches = caches
         self.adapted = adapted
+        self.windows: set[int] = set()
         self._library = library
         self._parts = parts
         self._items: dict[int | None, tuple[Any, list[torch.Tensor]]] = {}
 
     def items(self, window: int | None) -> tuple[Any, int]:
         """The parts for the kernels, as seen through a sliding window, and their number."""
+        if window is not None:
+            self.windows.add(window)
         # The rule that the kernels know covers any window; a mask is made for just one.
         key = window if any(part.mask for part in self._parts) else None
         if key not in self._items:

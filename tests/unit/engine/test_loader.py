@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from gptflow.engine import attention
+from gptflow.engine import attention, native
 from gptflow.engine.loader import check_config, check_model, load
 from gptflow.errors import ConfigError, ModelCorrupt, ModelNotFound, UnsupportedModel
 from gptflow.heads import Generate
@@ -49,6 +49,49 @@ def test_bfloat16_runs(tiny, folder):
         assert [future.exception(30) for future in futures] == [None, None]
     finally:
         engine.close()
+
+
+@pytest.fixture
+def compiler():
+    try:
+        native.load()
+    except native.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3-window", "gpt2"])
+@pytest.mark.parametrize("dtype", ["int16", "int8"])
+def test_integer_models(tiny, folder, compiler, name, dtype):
+    tiny.reference(name).save_pretrained(folder)
+    engine = load(folder, device="cpu", dtype=dtype, slots=2, slot_tokens=64, threads=1)
+    try:
+        assert engine.model.dtype == dtype
+        ids = tiny.prompt_ids(24)
+        request = Request(prompt=ids, head=Generate(max_tokens=8), ignore_eos=True)
+        drawn = engine.submit(request).result(30).continuations[0].tokens
+        assert len(drawn) == 8
+        if dtype == "int16":
+            assert drawn == tiny.greedy(name, ids, 8)
+    finally:
+        engine.close()
+
+
+def test_the_default_is_the_fastest_that_answers_like_float32(folder, compiler):
+    engine = load(folder, device="cpu", slots=2, slot_tokens=64, threads=1)
+    engine.close()
+    assert engine.model.dtype == "int16"
+
+
+def test_without_kernels_torch_serves(folder, monkeypatch):
+    def unavailable():
+        raise native.Unavailable("there is no C++ compiler")
+
+    monkeypatch.setattr(native, "load", unavailable)
+    engine = load(folder, device="cpu", slots=2, slot_tokens=64, threads=1)
+    engine.close()
+    assert engine.model.dtype in ("float32", "bfloat16")
+    with pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
+        load(folder, device="cpu", dtype="int16")
 
 
 def test_missing_and_broken_folders(folder, tmp_path):
