@@ -19,7 +19,7 @@ from gptflow.config import ENV_PREFIX
 from gptflow.errors import GPTFlowError, PluginNotFound
 from gptflow.plugins import AnyTask, PluginInfo, Registry
 from gptflow.suggestion import did_you_mean
-from gptflow.testing import TaskContract, run_result
+from gptflow.testing import TaskContract, registry_of, run_result
 
 Severity = Literal["error", "warning"]
 
@@ -102,8 +102,11 @@ def _problems(registry: Registry, info: PluginInfo) -> Iterator[_Problem]:
         yield "warning", f"{info.distribution} has no README.", info.module
     for name in info.tasks:
         task = registry.task(name)
+        # Feeds may be read; nobody is told of an alert that an example raises.
+        alone = registry_of(task)
+        alone.sources |= registry.sources
         yield from _check_contract(task)
-        yield from _check_examples(task)
+        yield from _check_examples(task, alone)
     for schedule in registry.schedules.values():
         if schedule.plugin == info.name:
             try:
@@ -131,7 +134,7 @@ def _check_contract(task: AnyTask) -> Iterator[_Problem]:
             yield severity, f"Task {task.name}: not so: {claim}{reason}.", task.location
 
 
-def _check_examples(task: AnyTask) -> Iterator[_Problem]:
+def _check_examples(task: AnyTask, registry: Registry) -> Iterator[_Problem]:
     path = Path(task.directory) / task.examples
     if not path.is_file():
         yield "error", f"Task {task.name} has no examples.", str(path)
@@ -149,15 +152,17 @@ def _check_examples(task: AnyTask) -> Iterator[_Problem]:
             continue
         if mine:
             rows += 1
-            yield from _check_example(task, row, where)
+            yield from _check_example(task, registry, row, where)
     if not rows:
         yield "error", f"Task {task.name} has no examples.", str(path)
 
 
-def _check_example(task: AnyTask, row: dict[str, Any], where: str) -> Iterator[_Problem]:
+def _check_example(
+    task: AnyTask, registry: Registry, row: dict[str, Any], where: str
+) -> Iterator[_Problem]:
     if "input" not in row:
         yield "error", "An example has no `input`.", where
         return
-    result = run_result(task, row["input"])
+    result = run_result(task, row["input"], registry=registry)
     if result.error is not None:
         yield "error", f"Task {task.name} fails on an example: {result.error.message}", where

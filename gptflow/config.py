@@ -31,6 +31,8 @@ FILE_NAME = "gptflow.toml"
 ENV_PREFIX = "GPTFLOW_"
 UP_FILE = "up.json"
 """In `data_dir` while `gptflow up` runs: `{"url": ..., "pid": ...}`."""
+RUNNING = "gptflow up"
+"""The source of a Redis URL that stands in that file."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _OTHER_VARIABLES = frozenset({"monitors", "redis_password"})
 """Read elsewhere: where monitors are declared, and by `compose.yaml`."""
@@ -141,7 +143,7 @@ def load(path: Path | None = None, **flags: Any) -> Settings:
         raise _explain(error, values, sources) from None
     if settings.redis_url is None and (url := _running_server(settings.data_dir)):
         settings = settings.model_copy(update={"redis_url": SecretStr(url)})
-        sources["redis_url"] = "gptflow up"
+        sources["redis_url"] = RUNNING
     settings._sources.update(sources)
     return settings
 

@@ -175,9 +175,19 @@ def registry_of(*tasks: AnyTask) -> Registry:
     return registry
 
 
-def run_result(task: AnyTask, input: Any, *, engine: ScriptedEngine | None = None) -> Result:
-    """Run one task on one input, errors in the result."""
-    executor = Executor(engine or ScriptedEngine(), registry_of(task))
+def run_result(
+    task: AnyTask,
+    input: Any,
+    *,
+    engine: ScriptedEngine | None = None,
+    registry: Registry | None = None,
+) -> Result:
+    """Run one task on one input, errors in the result.
+
+    Args:
+        registry: what else is installed, for a task that reads sources or asks other tasks.
+    """
+    executor = Executor(engine or ScriptedEngine(), registry or registry_of(task))
     return asyncio.run(executor.run(Job(id="job_test", task=task.name, input=_dump(input))))
 
 

@@ -9,6 +9,7 @@ import click
 from gptflow.cli.session import Session, json_option, print_json, print_table
 from gptflow.config import unknown_variables
 from gptflow.errors import ConfigError
+from gptflow.transport import connect
 
 
 @click.group(short_help="Show the settings and where they come from.")
@@ -47,7 +48,9 @@ def show(session: Session, as_json: bool) -> None:
 @click.pass_obj
 def check(session: Session) -> int:
     """Check the settings; exit code 10 where one is wrong, or a GPTFLOW_* variable is none."""
-    session.settings()
+    settings = session.settings()
+    if settings.broker_url is not None:
+        connect(settings).close()  # which reads the URL, and sends nothing yet
     if unknown_variables():  # which ones, the warnings have said
         return ConfigError.exit_code
     click.echo("The settings are sound.")

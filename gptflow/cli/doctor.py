@@ -13,7 +13,7 @@ from typing import Literal
 import click
 
 from gptflow.cli.session import Session, json_option, print_json, print_table
-from gptflow.config import Settings
+from gptflow.config import DEFAULT_MODEL, Settings
 from gptflow.errors import GPTFlowError
 
 Status = Literal["ok", "warning", "error"]
@@ -60,13 +60,13 @@ def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
 def _packages() -> Iterator[Finding]:
     yield Finding("python", "ok", sys.version.split()[0])
     for name in ("gptflow", "celery", "redis", "pluggy", "click"):
-        yield Finding(name, "ok", importlib.metadata.version(name))
+        yield Finding(f"package {name}", "ok", importlib.metadata.version(name))
     for name in ("torch", "transformers", "llguidance"):
         try:
-            yield Finding(name, "ok", importlib.metadata.version(name))
+            yield Finding(f"package {name}", "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(
-                name,
+                f"package {name}",
                 "warning",
                 "not installed: this machine can enqueue, but not run a worker",
                 "pip install 'gptflow[runtime]'",
@@ -79,7 +79,10 @@ def _packages() -> Iterator[Finding]:
     for name, count in names.items():
         if count > 1 and name.startswith("gptflow"):
             yield Finding(
-                name, "error", f"installed {count} times", f"pip uninstall {name}, then install"
+                f"package {name}",
+                "error",
+                f"installed {count} times",
+                f"pip uninstall {name}, then install",
             )
 
 
@@ -94,6 +97,11 @@ def _plugins(session: Session, settings: Settings) -> Iterator[Finding]:
 def _model(settings: Settings) -> Iterator[Finding]:
     from gptflow.models import ModelStore
 
+    if settings.model == "scripted":
+        yield Finding(
+            "model", "warning", "scripted: no model answers", f"GPTFLOW_MODEL={DEFAULT_MODEL}"
+        )
+        return
     model = ModelStore(settings.cache_dir, offline=True).find(settings.model)
     yield Finding("model", "ok", f"{model.name}, {model.size_bytes / 1e6:.0f} MB, {model.source}")
 
@@ -101,6 +109,9 @@ def _model(settings: Settings) -> Iterator[Finding]:
 def _redis(session: Session, settings: Settings) -> Iterator[Finding]:
     if settings.broker_url is None:
         yield Finding("redis", "warning", "none is configured", "gptflow up")
+        return
+    if settings.broker_url == "memory://":
+        yield Finding("redis", "warning", "memory:// is one process's own", "gptflow up")
         return
     from gptflow.queue.health import inspect_server
 

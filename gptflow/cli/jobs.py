@@ -11,7 +11,7 @@ import click
 
 from gptflow.cli.session import (
     PARTIAL,
-    Seconds,
+    SECONDS,
     Session,
     exit_code,
     json_option,
@@ -77,7 +77,7 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job_id")
-@click.option("--timeout", type=Seconds(), help="Seconds to wait.")
+@click.option("--timeout", type=SECONDS, help="Seconds to wait.")
 @click.pass_obj
 def result(session: Session, job_id: str, timeout: float | None) -> int:
     """Wait for a job and print its result as JSON; a batch's, one line a row.

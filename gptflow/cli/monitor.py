@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptflow.cli.session import (
-    Seconds,
+    SECONDS,
+    Number,
     Session,
     exit_code,
     json_option,
@@ -48,9 +49,7 @@ def monitor() -> None:
 )
 @click.option("--now", metavar="TIME", help="Leave posts from after this time; ISO 8601 or Unix.")
 @click.option("--fire", metavar="ID", help="Name of this run; the same name never runs twice.")
-@click.option(
-    "--timeout", type=Seconds(), default=600.0, show_default=True, help="Seconds to wait."
-)
+@click.option("--timeout", type=SECONDS, default=600.0, show_default=True, help="Seconds to wait.")
 @local_option
 @model_option
 @json_option
@@ -189,10 +188,23 @@ def resume(session: Session, name: str) -> None:
 
 
 @monitor.command()
-@click.option("--base", type=float, multiple=True, help="Negatives in a mean hour.  [3 10 40]")
-@click.option("--phi", type=float, multiple=True, help="Variance over mean of counts.  [1 3]")
 @click.option(
-    "--surge", type=float, multiple=True, help="Factor of the surge, 1 for none.  [1 3 5]"
+    "--base",
+    type=Number("posts", least=0, above=True),
+    multiple=True,
+    help="Negatives in a mean hour.  [3 10 40]",
+)
+@click.option(
+    "--phi",
+    type=Number("ratio", least=1),
+    multiple=True,
+    help="Variance over mean of counts.  [1 3]",
+)
+@click.option(
+    "--surge",
+    type=Number("factor", least=1),
+    multiple=True,
+    help="Factor of the surge, 1 for none.  [1 3 5]",
 )
 @click.option("--hours", type=click.IntRange(1, 48), multiple=True, help="Of the surge.  [6]")
 @click.option("--series", type=click.IntRange(2, 1000), default=20, show_default=True)

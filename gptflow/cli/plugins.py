@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gptflow.cli.schema import outline
 from gptflow.cli.session import Session, json_option, print_json, print_table
 from gptflow.errors import PluginError, PluginNotFound
 from gptflow.suggestion import did_you_mean
@@ -67,7 +70,8 @@ def show(session: Session, name: str, as_json: bool) -> None:
         print_json(described)
         return
     for task in described:
-        print_table(("field", "value"), ((k, _brief(v)) for k, v in task.items()))
+        brief = {name: outline(task[name]) for name in ("input", "output")}
+        print_table(("field", "value"), (task | brief).items())
 
 
 @plugins.command()
@@ -116,8 +120,6 @@ def check(session: Session, name: str | None, as_json: bool) -> int:
 
 
 def _describe(task: Any) -> dict[str, Any]:
-    import json
-
     from gptflow.testing import examples
 
     rows = examples(task)
@@ -129,27 +131,5 @@ def _describe(task: Any) -> dict[str, Any]:
         "input": task.input_type.model_json_schema(),
         "output": task.output_type.model_json_schema(),
         "location": task.location,
-        "try": f"gptflow run {task.name} '{json.dumps(sample, ensure_ascii=False)}'",
+        "try": f"gptflow run {task.name} {shlex.quote(json.dumps(sample, ensure_ascii=False))}",
     }
-
-
-def _brief(value: Any) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    required = set(value.get("required", ()))
-    return "\n".join(
-        f"{name}: {_type(field)}{' (required)' if name in required else ''}"
-        for name, field in value.get("properties", {}).items()
-    )
-
-
-def _type(field: dict[str, Any]) -> str:
-    if "$ref" in field:
-        return str(field["$ref"]).rpartition("/")[2]
-    if "anyOf" in field:
-        return " | ".join(_type(option) for option in field["anyOf"])
-    if "enum" in field:
-        return " | ".join(map(repr, field["enum"]))
-    if field.get("type") == "array" and "items" in field:
-        return f"list of {_type(field['items'])}"
-    return str(field.get("type", "any"))

@@ -9,7 +9,7 @@ import click
 
 from gptflow.cli.inputs import read_input
 from gptflow.cli.session import (
-    Seconds,
+    SECONDS,
     Session,
     console,
     exit_code,
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 @click.option("--stream", is_flag=True, help="Print the text as it is decoded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random draws.")
-@click.option(
-    "--timeout", type=Seconds(), default=300.0, show_default=True, help="Seconds to wait."
-)
+@click.option("--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds to wait.")
 @model_option
 @click.pass_obj
 def run(

@@ -29,22 +29,30 @@ PARTIAL = 9
 """Exit code of a batch in which some rows failed."""
 
 
-class Seconds(click.FloatRange):
-    """A span of time that a clock can measure: above 0, and neither NaN nor infinite."""
+class Number(click.ParamType[float]):
+    """A finite number of `least` or more, or `above` it. `click.FloatRange` lets NaN through."""
 
-    name = "seconds"
-
-    def __init__(self) -> None:
-        super().__init__(min=0, max=1e9, min_open=True)
+    def __init__(self, name: str, *, least: float, above: bool = False) -> None:
+        self.name = name
+        self._least = least
+        self._above = above
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value} is not a number of seconds.", param, ctx)
-        return seconds
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        fits = number > self._least if self._above else number >= self._least
+        if not fits or math.isinf(number):
+            bound = f"above {self._least:g}" if self._above else f"of {self._least:g} or more"
+            self.fail(f"{value!r} is not a number {bound}.", param, ctx)
+        return number
 
+
+SECONDS = Number("seconds", least=0, above=True)
+"""A span of time that a clock can measure."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_option = click.option("--model", help="Model to serve.  [default: the settings']")

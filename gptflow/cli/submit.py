@@ -14,7 +14,7 @@ import click
 
 from gptflow.cli.session import (
     PARTIAL,
-    Seconds,
+    SECONDS,
     Session,
     local_option,
     model_option,
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 @click.option("--wait", is_flag=True, help="Wait for the results; --out implies it.")
 @click.option("--tenant", default="default", show_default=True, help="Who the rows are for.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random draws.")
-@click.option(
-    "--timeout", type=Seconds(), default=600.0, show_default=True, help="Longest silence."
-)
+@click.option("--timeout", type=SECONDS, default=600.0, show_default=True, help="Longest silence.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @local_option
 @model_option
@@ -97,7 +95,7 @@ def submit(
         print_json({"rows": total, "failed": failed, "seconds": round(seconds, 3)})
     else:
         note(
-            f"{total} rows: {total - failed} done, {failed} failed "
+            f"{total} row{'s' if total > 1 else ''}: {total - failed} done, {failed} failed "
             f"in {seconds:.1f} s ({total / seconds:.1f} rows/s)."
         )
     return PARTIAL if failed else 0
@@ -188,7 +186,13 @@ def named(rows: Mapping[int, Any]) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _output(out: Path | None) -> Iterator[Callable[[Mapping[int, dict[str, Any]]], None]]:
     """Yields a function that writes output lines, in the rows' order."""
-    with click.open_file("-", "w") if out is None else out.open("w", encoding="utf-8") as stream:
+    try:
+        opened = click.open_file("-", "w") if out is None else out.open("w", encoding="utf-8")
+    except OSError as error:
+        raise click.BadParameter(
+            f"{out} cannot be written: {error.strerror}.", param_hint="'--out'"
+        ) from None
+    with opened as stream:
 
         def write(lines: Mapping[int, dict[str, Any]]) -> None:
             for number in sorted(lines):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gptflow.cli.session import Session, model_option, note
-from gptflow.config import UP_FILE, Settings
-from gptflow.errors import GPTFlowError
+from gptflow.config import RUNNING, UP_FILE, Settings
+from gptflow.errors import ConfigError, GPTFlowError
 
 if TYPE_CHECKING:
     from gptflow.client import Client
@@ -40,6 +40,17 @@ def up(session: Session, demo: bool, workers: int, model: str | None) -> int:
     `gptflow.Client()` find it without being told.
     """
     settings = session.settings(model=model)
+    if settings.broker_url == "memory://":
+        raise ConfigError(
+            "memory:// is one process's own: a worker cannot be started for it.",
+            hint="Unset GPTFLOW_REDIS_URL, and `gptflow up` starts a server.",
+        )
+    if settings.sources["redis_url"] == RUNNING and not demo:
+        raise ConfigError(
+            "`gptflow up` is running already.",
+            hint="`gptflow worker` adds a worker to it; with another GPTFLOW_DATA_DIR it has "
+            "a server of its own.",
+        )
     _pull_model(settings)
     with _started(session, settings, workers=workers, beat=not demo) as (client, processes):
         if demo:

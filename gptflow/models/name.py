@@ -40,6 +40,8 @@ def is_hub_id(text: str) -> bool:
 
 def is_path(text: str) -> bool:
     """Whether `text` means a file or folder rather than a name or a hub id."""
+    if not text:
+        return False
     return text.startswith(("/", "./", "../", "~")) or text in {".", ".."} or Path(text).exists()
 
 

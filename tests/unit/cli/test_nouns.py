@@ -48,7 +48,16 @@ def test_plugins_show_gives_a_tasks_schemas_and_a_call_that_works(gptflow: Any) 
     [shown] = gptflow("plugins", "show", "text.classify", "--json").json
     assert "labels" in shown["input"]["properties"]
     assert shown["try"].startswith("gptflow run text.classify")
-    assert "labels: list of string (required)" in gptflow("plugins", "show", "text.classify").out
+    assert "labels: list of text, 2 to 256 items (required)" in (
+        gptflow("plugins", "show", "text.classify").out
+    )
+
+
+def test_plugins_show_says_what_the_objects_in_an_input_hold(gptflow: Any) -> None:
+    lines = [line.strip() for line in gptflow("plugins", "show", "text.chat").out.splitlines()]
+    assert "input      messages: list of Turn, 1 or more items (required)" in lines
+    assert "role: 'system' | 'user' | 'assistant' (required)" in lines
+    assert "max_tokens: whole number, 1 to 4096 = 128" in lines
 
 
 def test_plugins_show_names_what_does_not_exist(gptflow: Any) -> None:
@@ -109,10 +118,45 @@ def test_completion_prints_a_script(gptflow: Any) -> None:
     assert "_GPTFLOW_COMPLETE" in gptflow("completion", "bash").out
 
 
+def test_doctor_knows_that_a_scripted_model_is_none(gptflow: Any) -> None:
+    found = {finding["check"]: finding for finding in gptflow("doctor", "--json").json}
+    assert found["model"]["status"] == "warning"
+
+
+@pytest.mark.parametrize("url", ["http://host", "redis://host:port"])
+def test_config_check_refuses_a_url_that_no_queue_has(gptflow: Any, url: str) -> None:
+    assert gptflow("--redis", url, "config", "check").code == 10
+    assert gptflow("--redis", "redis://127.0.0.1:1", "config", "check").code == 0
+
+
+def test_up_refuses_a_queue_that_no_other_process_sees(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_REDIS_URL", "memory://")
+    outcome = gptflow("up")
+    assert outcome.code == 10
+    assert "memory://" in outcome.err
+
+
+def test_up_refuses_to_start_twice(gptflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    record = {"url": "redis://127.0.0.1:1/0", "pid": os.getpid()}
+    (tmp_path / "data" / "up.json").write_text(json.dumps(record))
+    outcome = gptflow("up")
+    assert outcome.code == 10
+    assert "running already" in outcome.err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "many"])
+def test_a_simulation_needs_numbers_that_a_feed_can_have(gptflow: Any, value: str) -> None:
+    assert gptflow("monitor", "simulate", "--base", value).code == 2
+
+
 def test_doctor_looks_at_packages_and_plugins(
     gptflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPTFLOW_MODEL", "smollm2-135m-instruct")
     outcome = gptflow("doctor", "--json")
     found = {finding["check"]: finding for finding in outcome.json}
     assert found["python"]["status"] == "ok"
@@ -123,8 +167,9 @@ def test_doctor_looks_at_packages_and_plugins(
     assert "gptflow models pull" in gptflow("doctor").out
 
 
-def test_plugins_check_finds_nothing_wrong_with_the_built_in_tasks(gptflow: Any) -> None:
-    outcome = gptflow("plugins", "check", "text", "--json")
+@pytest.mark.parametrize("name", ["text", "sentiment_monitoring"])
+def test_plugins_check_finds_nothing_wrong_with_our_own(gptflow: Any, name: str) -> None:
+    outcome = gptflow("plugins", "check", name, "--json")
     assert outcome.code == 0, outcome.out
 
 

@@ -80,7 +80,7 @@ def test_streaming_prints_the_same_text(gptflow: Any) -> None:
         (("text.chat", '{"messages": 5}'), 3, "'messages' must be a list, not a whole number"),
         (("text.chat", "@nothing.json"), 3, "nothing.json cannot be read"),
         (("text.chat", "@you and me"), 3, "`gptflow run text.chat -`"),
-        (("text.chat", "Hi", "--timeout", "nan"), 2, "nan is not a number of seconds"),
+        (("text.chat", "Hi", "--timeout", "nan"), 2, "'nan' is not a number above 0"),
         (("text.chat", "Hi", "--timeout", "inf"), 2, "--timeout"),
         (("text.chat", '{"messages": [}'), 3, "looks like JSON"),
     ],

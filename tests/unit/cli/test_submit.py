@@ -108,6 +108,7 @@ def test_rows_that_no_queue_would_take_fail_alone(gptflow: Any, tmp_path: Path) 
 def test_an_output_that_cannot_be_written_is_found_out_first(gptflow: Any, tmp_path: Path) -> None:
     _write(tmp_path / "in.jsonl", "a")
     outcome = gptflow("submit", "text.generate", "in.jsonl", "--out", "no/such/out.jsonl")
-    assert outcome.code == 1
+    assert outcome.code == 2
+    assert "--out" in outcome.err
     assert "no/such/out.jsonl: No such file or directory" in outcome.err
     assert "rows" not in outcome.err
