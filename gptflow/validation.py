@@ -83,7 +83,8 @@ _GIVEN: Sequence[tuple[type | tuple[type, ...], str]] = (
 _TOLD = 3
 """Problems in one sentence; the others are counted."""
 
-_CHARACTERS = re.compile(r"\^\[([^\]\\^]+)\]\{(\d+),(\d+)\}\$")
+_CLASS = r"\[([^\]\\^]+)\]"
+_CHARACTERS = re.compile(rf"\^(?:{_CLASS})?{_CLASS}\{{(\d+),(\d+)\}}\$")
 _UNSEEN = object()
 
 
@@ -230,10 +231,18 @@ def _readable(context: Mapping[str, Any]) -> dict[str, Any]:
     if "pattern" in words:
         words["form"] = f"text of the form {words['pattern']}"
         if allowed := _CHARACTERS.fullmatch(words["pattern"]):
-            characters, least, most = allowed.groups()
-            spaced = " ".join(re.findall(".-.|.", characters))
-            words["form"] = f"{least} to {most} characters out of {spaced}"
+            first, characters, least, most = allowed.groups()
+            extra = 1 if first else 0
+            words["form"] = (
+                f"{int(least) + extra} to {int(most) + extra} characters out of "
+                + _spaced(characters)
+                + (f", beginning with one out of {_spaced(first)}" if first else "")
+            )
     return words
+
+
+def _spaced(characters: str) -> str:
+    return " ".join(re.findall(".-.|.", characters))
 
 
 @functools.cache

@@ -186,7 +186,8 @@ def split(location: str) -> tuple[str | None, str]:
 def _reader(known: Mapping[str, Reader], scheme: str) -> Reader:
     if scheme not in known:
         raise InvalidInput(
-            f"No plugin reads feeds of kind {scheme!r}.", hint=f"Known: {', '.join(sorted(known))}."
+            f"No plugin reads feeds {f'of kind {scheme!r}' if scheme else 'without an ending'}.",
+            hint=f"Known: {', '.join(sorted(known))}.",
         )
     return known[scheme]
 

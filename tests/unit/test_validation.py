@@ -46,6 +46,7 @@ class Everything(BaseModel):
     share: FiniteFloat = Field(0.5, gt=0)
     flag: bool = False
     name: str = Field("a", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    word: str = Field("a", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     code: str = Field("ab", pattern=r"^[a-z]+(-[0-9]{2})*$|^ab$")
     weights: dict[str, float] = {}
     either: float | str | list[str] = ""
@@ -84,6 +85,11 @@ def complaint(data: Any) -> str:
         ({"share": 0}, "'share' must be more than 0"),
         ({"flag": "perhaps"}, "'flag' must be true or false, not text"),
         ({"name": "a b"}, "'name' must be 1 to 64 characters out of A-Z a-z 0-9 _ . -"),
+        (
+            {"word": "-a"},
+            "'word' must be 1 to 63 characters out of a-z 0-9 _ -, "
+            "beginning with one out of a-z 0-9",
+        ),
         ({"code": "A"}, "'code' must be text of the form ^[a-z]+(-[0-9]{2})*$|^ab$"),
         ({"weights": {"price": "low"}}, "'weights.price' must be a number, not text"),
         ({"either": {}}, "'either' must be a number or text or a list, not an object"),

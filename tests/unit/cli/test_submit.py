@@ -110,5 +110,5 @@ def test_an_output_that_cannot_be_written_is_found_out_first(gptflow: Any, tmp_p
     outcome = gptflow("submit", "text.generate", "in.jsonl", "--out", "no/such/out.jsonl")
     assert outcome.code == 2
     assert "--out" in outcome.err
-    assert "no/such/out.jsonl: No such file or directory" in outcome.err
+    assert "no/such/out.jsonl cannot be written" in outcome.err
     assert "rows" not in outcome.err
