@@ -34,8 +34,8 @@ UP_FILE = "up.json"
 RUNNING = "gptflow up"
 """The source of a Redis URL that stands in that file."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
-_OTHER_VARIABLES = frozenset({"monitors", "redis_password"})
-"""Read elsewhere: where monitors are declared, and by `compose.yaml`."""
+_OTHER_VARIABLES = frozenset({"monitors", "peers", "redis_password"})
+"""Read elsewhere: by the monitors, the benchmarks and `compose.yaml`."""
 _LIST_HINT = "`gptflow config show` lists the settings."
 
 
