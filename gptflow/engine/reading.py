@@ -62,7 +62,7 @@ class Reader:
                         chunk.sequence.advance()
 
     def _draw(self, logits: torch.Tensor, sequences: list[Decoding]) -> None:
-        rows = sample(logits, sequences)
+        rows = sample(logits, sequences, self._runner.summarize)
         for sequence, drawn in zip(sequences, rows, strict=True):
             with self._outcomes.alone(sequence):
                 if isinstance(drawn, Exception):

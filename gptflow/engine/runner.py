@@ -10,9 +10,11 @@ import torch
 from gptflow.engine import attention
 from gptflow.engine.attention import Pack
 from gptflow.engine.native.library import Library
+from gptflow.engine.native.logits import compiled_summary
 from gptflow.engine.native.step import Part, Step, caches_of
 from gptflow.engine.sequence import Chunk
 from gptflow.engine.slots import KVSlots
+from gptflow.engine.summary import Summary, summarize
 from gptflow.engine.views import View, Views
 
 _LOGIT_ROWS = 128
@@ -77,6 +79,12 @@ class Runner:
         logits: torch.Tensor = self._lm_head(hidden)[:, : self._vocabulary]
         return logits.float()
 
+    def summarize(self, logits: torch.Tensor) -> Summary:
+        """What is read off every row of logits, `[rows, vocabulary]`."""
+        if self._library is None:
+            return summarize(logits)
+        return compiled_summary(self._library, logits)
+
     def logprobs(self, hidden: torch.Tensor, wanted: Rows[tuple[int, int]]) -> list[float]:
         """Log-probabilities of given tokens.
 
@@ -90,7 +98,8 @@ class Runner:
             block = {row: i for i, row in enumerate(rows[at : at + _LOGIT_ROWS])}
             logits = self.logits(hidden[self._tensor(list(block))])
             picked = self._tensor([(block[row], token) for row, token in wanted if row in block])
-            values = logits[picked[:, 0], picked[:, 1]] - logits.logsumexp(-1)[picked[:, 0]]
+            values = logits[picked[:, 0], picked[:, 1]]
+            values -= self.summarize(logits).normalizers[picked[:, 0]]
             found += values.tolist()
         return found
 

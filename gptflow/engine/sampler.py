@@ -8,12 +8,14 @@ with one row stays in that row.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from typing import NamedTuple
 
 import torch
 
 from gptflow.engine.sequence import Decoding, Sampling
+from gptflow.engine.summary import Summary, summarize
 from gptflow.errors import EngineError
 
 _COLDEST = 0.01
@@ -33,19 +35,24 @@ class Drawn(NamedTuple):
     logprob: float
 
 
-def sample(logits: torch.Tensor, sequences: Rows[Decoding]) -> list[Drawn | Exception]:
+def sample(
+    logits: torch.Tensor,
+    sequences: Rows[Decoding],
+    summarize: Callable[[torch.Tensor], Summary] = summarize,
+) -> list[Drawn | Exception]:
     """Draw one token per row.
 
     Args:
         logits: `[rows, vocabulary]` in float32; changed in place.
         sequences: the rows' sequences.
+        summarize: how to read off what every row needs.
 
     Returns:
         Per row its token, or the exception that the row failed with: an `EngineError` where
         the model's output is not a number or the grammar admits nothing, and whatever a
         grammar raises.
     """
-    norms = torch.logsumexp(logits, dim=-1)
+    highest, tokens, norms = summarize(logits)
     raw = logits
     failed: dict[int, Exception] = {}
     if any(s.constraint or s.sampling.repetition_penalty != 1 for s in sequences):
@@ -55,7 +62,7 @@ def sample(logits: torch.Tensor, sequences: Rows[Decoding]) -> list[Drawn | Exce
                 _shape(logits[i], sequence)
             except Exception as error:  # noqa: BLE001  the caller's to report
                 failed[i] = error
-    highest, tokens = logits.max(dim=-1)
+        highest, tokens, _ = summarize(logits)
     for i, (norm, peak) in enumerate(zip(norms.tolist(), highest.tolist(), strict=True)):
         if not math.isfinite(norm):
             failed[i] = EngineError("The model's output for this request is not a number.")

@@ -89,6 +89,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gf_pack": (None, [c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p]),
     "gf_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int32, c_int32, c_void_p]),
     "gf_linear": (None, [c_void_p, c_void_p, c_int32, c_int32, c_void_p]),
+    "gf_summarize": (
+        None,
+        [c_void_p, c_int32, c_int32, c_int64, c_void_p, c_void_p, c_void_p],
+    ),
     "gf_gate": (None, [c_void_p, c_int32, c_int32, c_int32, c_void_p]),
     "gf_attend_rotary": (
         c_int32,

@@ -17,7 +17,9 @@ from gptflow.engine.native.install import quantize
 from gptflow.engine.native.layer import CompiledLayer
 from gptflow.engine.native.library import HEAD_WIDTHS, Cache
 from gptflow.engine.native.linear import Format, QuantizedLinear
+from gptflow.engine.native.logits import compiled_summary
 from gptflow.engine.native.step import Part, Step
+from gptflow.engine.summary import summarize
 from gptflow.heads import Choose, Generate
 from gptflow.request import Request
 
@@ -133,6 +135,24 @@ def test_a_mask_takes_the_place_of_the_order_of_tokens(kernels):
         query, keys[:, :, :15], values[:, :, :15], attn_mask=seen, scale=0.5
     )[0, 0]
     assert torch.allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 16, 400, 49_157])
+def test_reading_logits(kernels, width):
+    torch.manual_seed(width)
+    logits = (30 * torch.randn(9, width + 5))[:, :width]
+    logits[0] = 1.0  # all alike: the first one counts
+    logits[1, width // 2 :] = -math.inf
+    logits[2] = -math.inf
+    logits[3, -1] = math.nan
+    logits[4, 0] = math.inf
+    actual, expected = compiled_summary(kernels, logits), summarize(logits)
+    fine = [row for row in range(9) if expected.normalizers[row].isfinite()]
+    assert torch.equal(actual.tokens[fine], expected.tokens[fine])
+    assert torch.equal(actual.peaks[fine], expected.peaks[fine])
+    assert torch.allclose(actual.normalizers[fine], expected.normalizers[fine], atol=1e-5)
+    spoilt = [row for row in range(9) if row not in fine]
+    assert not actual.normalizers[spoilt].isfinite().any()
 
 
 MODELS = ["llama", "qwen2", "qwen3", "mistral-window", "gemma3-window", "gpt2"]

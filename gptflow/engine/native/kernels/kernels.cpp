@@ -1,6 +1,7 @@
 // The kernels as plain C functions. All pointers are to dense float32 rows unless said otherwise.
 #include "attention.h"
 #include "linear.h"
+#include "logits.h"
 #include "norm.h"
 
 using namespace gptflow;
@@ -76,6 +77,11 @@ void gf_linear(const Linear* linear, const float* x, int32_t rows, int32_t input
   Rows& q = work().rows;
   quantize(x, rows, inputs, *linear, q);
   multiply(*linear, q, rows, y, false);
+}
+
+void gf_summarize(const float* logits, int32_t rows, int32_t width, int64_t stride, float* peaks,
+                  int64_t* places, float* normalizers) {
+  summarize(logits, rows, width, stride, peaks, places, normalizers);
 }
 
 // y = activation(gate) * up, of rows that hold the gates and then the ups.
