@@ -10,11 +10,11 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from gptflow import fitting
 from gptflow.concurrency import gather
-from gptflow.errors import GPTFlowError, PluginError
+from gptflow.errors import AdapterNotFound, GPTFlowError, PluginError
 from gptflow.fitting import Fitted
 from gptflow.heads import (
     Choices,
@@ -75,6 +75,7 @@ class JobContext:
         self._abstained: str | None = None
         self._warnings: list[str] = []
         self._prompts: dict[str, None] = {}
+        self._adapters: dict[str, None] = {}
 
     @property
     def job_id(self) -> str:
@@ -152,11 +153,18 @@ class JobContext:
     ) -> Raw:
         values = dict(variables or {})
         match head:
+            case Classify() | MultiHead() | Tag() if self._is_trained(head):
+                try:
+                    return await self._ask_trained(head, prompt, values)
+                except AdapterNotFound:  # it has just been unloaded
+                    return await self.ask(_untrained(head), prompt, values)
+            case Score(adapter=str(alias)) if alias not in self._engine.adapters():
+                return await self.ask(_untrained(head), prompt, values)
             case Classify():
                 return await self._classify(head, prompt, values)
             case MultiHead():
                 chosen = await gather(
-                    *(self._classify(each, prompt, values) for each in head.heads.values())
+                    *(self.ask(each, prompt, values) for each in head.heads.values())
                 )
                 return Choices(
                     by_head=dict(zip(head.heads, cast(list[Chosen], chosen), strict=True))
@@ -171,8 +179,44 @@ class JobContext:
                 baseline = _baseline(head, prompt, fitted)
                 return await self._submit(head, fitted.prompt, baseline=baseline, stream=stream)
 
+    def _is_trained(self, head: Classify | MultiHead | Tag) -> bool:
+        """Whether an adapter is at hand that was trained for this head."""
+        if head.adapter is None:
+            return False
+        info = self._engine.adapters().get(head.adapter)
+        return info is not None and info.answers("tag" if isinstance(head, Tag) else "classify")
+
+    async def _ask_trained(
+        self, head: Classify | MultiHead | Tag, prompt: Prompt | str, values: dict[str, Any]
+    ) -> Raw:
+        fitted = await self._fit(head, prompt, values)
+        if not isinstance(head, Tag):
+            raw = await self._submit(head, fitted.prompt)
+            self._doubt(raw)
+            return raw
+        whole = str(values.get(head.field, ""))
+        # What the prompt kept of the field, be it all of it.
+        text = max((d for d in fitted.prompt.data if d in whole), key=len, default=whole)
+        raw = await self._submit(head, fitted.prompt, text=text)
+        cut_in_front = isinstance(prompt, Prompt) and prompt.keep == "end"
+        ahead = max(whole.rfind(text) if cut_in_front else whole.find(text), 0)
+        spans = (
+            dataclasses.replace(span, start=span.start + ahead, end=span.end + ahead)
+            for span in cast(Tagged, raw).spans
+        )
+        return dataclasses.replace(cast(Tagged, raw), spans=tuple(spans))
+
+    def _doubt(self, raw: Raw) -> None:
+        """Abstain where a trained head is less sure than it has to be."""
+        named = raw.by_head.items() if isinstance(raw, Choices) else [("", cast(Chosen, raw))]
+        for name, chosen in named:
+            sure = chosen.probs[chosen.label]
+            if sure < chosen.threshold:
+                which = f"{name} {chosen.label!r}" if name else repr(chosen.label)
+                self.abstain(f"{which} has probability {sure:.2f}, below {chosen.threshold:.2f}")
+
     async def _classify(self, head: Classify, prompt: Prompt | str, values: dict[str, Any]) -> Raw:
-        # No adapter can be promoted yet, so the untrained form answers, and says so.
+        # Without a trained head its untrained form answers, and says so.
         chosen = await self.ask(head.as_choose(), head.fallback or prompt, values)
         return dataclasses.replace(cast(Chosen, chosen), calibrated=False)
 
@@ -226,6 +270,7 @@ class JobContext:
         rendered: RenderedPrompt,
         *,
         baseline: RenderedPrompt | None = None,
+        text: str = "",
         stream: bool = False,
     ) -> Raw:
         job = self._job
@@ -233,6 +278,7 @@ class JobContext:
             prompt=rendered,
             head=head,
             baseline=baseline,
+            text=text,
             seed=(self._seed + self._draws) % 2**63,
             on_delta=job.on_delta if stream else None,
             plugin=self._plugin,
@@ -250,6 +296,8 @@ class JobContext:
             submitted.add_done_callback(lambda _: self._engine.cancel(request.id))
             raise
         self._usage += raw.usage
+        if raw.adapter is not None:
+            self._adapters.setdefault(raw.adapter)
         return raw
 
     def success(self, output: Any) -> Result:
@@ -276,12 +324,20 @@ class JobContext:
         model = self._engine.model
         return Provenance(
             model={"id": model.id, "sha256": model.sha256},
+            adapter=", ".join(self._adapters) or None,
             prompt_sha256=_combine(list(self._prompts)),
             seed=self._seed,
             tokens_in=self._usage.tokens_in,
             tokens_out=self._usage.tokens_out,
             truncated=self._truncated,
         )
+
+
+H = TypeVar("H", bound=Head)
+
+
+def _untrained(head: H) -> H:
+    return dataclasses.replace(head, adapter=None)
 
 
 def _baseline(head: Head, prompt: Prompt | str, fitted: Fitted) -> RenderedPrompt | None:

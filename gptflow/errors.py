@@ -32,6 +32,9 @@ trying again can help. A message says what happened and to which object; `hint` 
         ├── AdapterNotFound         GF703   no such adapter is loaded
         ├── EngineStopped           GF704   the engine was closed with the request in flight
         ├── StepFailed              GF705   the model failed while it ran the request with others
+        ├── AdapterCorrupt          GF706   an adapter's file is missing, malformed or altered
+        ├── AdapterMismatch         GF707   an adapter made for something else: model, task, layers
+        ├── AdapterMemoryFull       GF708   all resident adapters are in use; no room for one more
         └── SandboxUnavailable      GF710   nothing on this machine can contain generated code
 """
 
@@ -242,6 +245,24 @@ class StepFailed(EngineError):
     """The model failed on a step that the request was part of, maybe through no fault of it."""
 
     code, retryable = "GF705", True
+
+
+class AdapterCorrupt(EngineError):
+    """A file of an adapter is missing, malformed, or not the one that its manifest names."""
+
+    code = "GF706"
+
+
+class AdapterMismatch(EngineError):
+    """An adapter that was made for another model, task or kind of layer."""
+
+    code = "GF707"
+
+
+class AdapterMemoryFull(EngineError):
+    """The adapter does not fit beside those that requests are using at the moment."""
+
+    code, retryable = "GF708", True
 
 
 class SandboxUnavailable(EngineError):

@@ -175,6 +175,8 @@ class Tag(Head):
 class Score(Head):
     """log P(yes) - log P(no) as the prompt's continuation, in nats.
 
+    An adapter that has a trained score head gives that head's number instead.
+
     Attributes:
         each: the list field to fan out over; the template sees one entry as `item`.
         yes: the continuation that counts for an item.
@@ -215,9 +217,14 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Raw:
-    """What all raw answers share."""
+    """What all raw answers share.
+
+    Attributes:
+        adapter: `alias@sha256` of the adapter that served; None for the base model.
+    """
 
     usage: Usage = Usage()
+    adapter: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,13 +262,16 @@ class Chosen(Raw):
     """The likeliest label, every label's probability, and the scores they come from.
 
     Attributes:
-        scores: per label, the mean token log-probability after calibration.
+        scores: per label, the mean token log-probability after calibration, or a trained
+            head's logit.
+        threshold: the probability below which a trained head's label is not to be relied on.
         calibrated: True only when the probabilities were fitted on labelled data.
     """
 
     label: str
     probs: Mapping[str, float]
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    threshold: float = 0.0
     calibrated: bool = False
 
 

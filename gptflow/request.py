@@ -11,10 +11,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gptflow.heads import Head, Raw
 from gptflow.prompt import RenderedPrompt
+
+if TYPE_CHECKING:
+    from gptflow.adapter import AdapterInfo
 
 JobClass = Literal["interactive", "standard", "batch"]
 
@@ -39,9 +42,10 @@ class Request:
 
     Attributes:
         prompt: a rendered prompt, or token ids as they are.
-        head: `Generate`, `Json`, `Choose`, `Score` or `Embed`. The heads that are made of
-            these (`Classify`, `MultiHead`, `Tag`, a `Score` over many items) are taken apart
-            by `gptflow.executor`.
+        head: `Generate`, `Json`, `Choose`, `Score` or `Embed`; with an adapter that was
+            trained for it, `Classify`, `MultiHead` or `Tag` too. Without one these, and
+            always a `Score` over many items, are taken apart by `gptflow.executor`.
+        text: the piece of the prompt's data that `Tag` is about.
         baseline: the content-free prompt whose scores `Choose` and `Score` subtract.
         seed: of the random draws; the same request with the same seed draws the same.
         ignore_eos: keep decoding to `max_tokens`, for benchmarks.
@@ -54,6 +58,7 @@ class Request:
     prompt: RenderedPrompt | tuple[int, ...]
     head: Head
     baseline: RenderedPrompt | None = None
+    text: str = ""
     seed: int = 0
     ignore_eos: bool = False
     on_delta: Callable[[Delta], None] | None = None
@@ -102,6 +107,10 @@ class Engine(Protocol):
 
     def count_tokens(self, prompt: RenderedPrompt) -> int:
         """How many tokens the prompt takes, chat format included."""
+        ...
+
+    def adapters(self) -> Mapping[str, AdapterInfo]:
+        """The adapters that requests can name, by alias."""
         ...
 
     def stats(self) -> Mapping[str, Any]:

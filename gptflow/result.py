@@ -20,7 +20,8 @@ class Provenance:
 
     Attributes:
         model: `{"id": ..., "sha256": ...}` of the resident model.
-        adapter: the adapter that served, None for the base model.
+        adapter: `alias@sha256` of the adapter that served, None for the base model; where
+            the task's steps were served by several, all of them.
         prompt_sha256: of the task's template; None where the task used none.
         truncated: whether part of the input was cut off to fit the context.
     """

@@ -39,7 +39,10 @@ class Baselines:
         first = pending.sequences[0]
         scoring = self._scorings.get(key)
         if scoring is None:
-            scoring = Scoring(*key, room=self._room, job_class=first.job_class)
+            scoring = Scoring(
+                key.ids, key.continuations, room=self._room, job_class=first.job_class
+            )
+            scoring.lora = first.lora
             scoring.share = first.share
             self._scheduler.add(scoring, begun=True)  # ahead of the one that waits for it
             self._scorings[key] = scoring
@@ -62,6 +65,12 @@ class Baselines:
         if not scoring.owners and scoring.ticket is not None:
             self._scheduler.remove(scoring)
             self.forget(scoring)
+
+    def retire(self, lora: str) -> None:
+        """Drop what was computed with some LoRA weights."""
+        for key in tuple(self._scorings):
+            if key.lora == lora:
+                del self._scorings[key]
 
     def forget(self, scoring: Scoring) -> None:
         """Drop scores that went wrong or were not computed."""

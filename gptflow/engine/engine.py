@@ -18,15 +18,19 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from gptflow.adapter import AdapterInfo
 from gptflow.engine import deadlines, memory
+from gptflow.engine.adapters import AdapterPool, AdapterReader
 from gptflow.engine.baselines import Baselines
 from gptflow.engine.deadlines import Deadlines
 from gptflow.engine.events import Events
 from gptflow.engine.intake import Intake
+from gptflow.engine.lora import LoRABank, Projection
 from gptflow.engine.native import Library
 from gptflow.engine.outcomes import Outcomes, told
 from gptflow.engine.pending import Pending, fail, succeed
@@ -69,6 +73,8 @@ class TorchEngine:
         prefix_bytes: size of the prefix cache.
         cache_dtype: of keys and values; by default the weights' own.
         library: the compiled kernels, to run attention on them.
+        lora: of the model, where some of its layers call it themselves; by default a new one.
+        adapter_bytes: weights of adapters to hold; those in use never give way to others.
         kv_bytes: most memory for keys and values. By default all slots may be full at the
             same time or, where the system can tell and has less, as many as fit: a sequence
             then waits until its worst case has room.
@@ -91,6 +97,8 @@ class TorchEngine:
         prefix_bytes: int = 256 << 20,
         cache_dtype: torch.dtype | None = None,
         library: Library | None = None,
+        lora: LoRABank | None = None,
+        adapter_bytes: int = 512 << 20,
         kv_bytes: int | None = None,
     ) -> None:
         context = min(info.context, slot_tokens)
@@ -108,6 +116,7 @@ class TorchEngine:
             token_bytes=KVSlots.token_bytes(model.config, cache_dtype or weight.dtype),
             # The copies of prompts that several continuations share are bounded like prefixes.
             other_bytes=2 * prefix_bytes
+            + adapter_bytes
             + memory.step_bytes(model.config, rows=max(prefill_tokens, step_tokens), drawing=slots),
             asked=kv_bytes,
             available=memory.available(weight.device),
@@ -129,8 +138,13 @@ class TorchEngine:
         )
         self._vocabulary = tokenizer
         self._threads = threads
-        self._runner = Runner(model, self._slots, tokenizer.size, library)
-        self._prefixes = PrefixCache(prefix_bytes)
+        self._lora = lora or LoRABank.for_model(model, places=slots)
+        self._lora.attach(model)
+        self._runner = Runner(model, self._slots, tokenizer.size, library, self._lora)
+        self._adapters = AdapterPool(
+            AdapterReader.for_model(model, self._info, self._lora), adapter_bytes
+        )
+        self._prefixes = PrefixCache(prefix_bytes, serves=self._adapters.serves)
         self._events = Events()
         self._scheduler = Scheduler(
             self._slots,
@@ -139,7 +153,7 @@ class TorchEngine:
             prefill_tokens=prefill_tokens,
             events=self._events,
         )
-        self._preparer = Preparer(tokenizer, context)
+        self._preparer = Preparer(tokenizer, context, self._adapters)
         self._statistics = Statistics()
         self._baselines = Baselines(self._scheduler, context)
         self._sharing = Sharing(self._slots, self._prefixes, self._scheduler, prefix_bytes)
@@ -185,6 +199,42 @@ class TorchEngine:
         """How many tokens the prompt takes, chat format included."""
         return len(self._vocabulary.encode(prompt))
 
+    def load_adapter(self, alias: str, folder: str | Path) -> AdapterInfo:
+        """Let requests name the adapter in a folder; see `gptflow.adapter` for what is in it.
+
+        An alias that stands for another one changes over: requests that were submitted
+        before are answered by the version that they began with. The folder must stay where
+        it is: idle adapters are dropped when memory runs out, and read again when needed.
+
+        Raises:
+            AdapterNotFound: there is no adapter in the folder.
+            AdapterCorrupt: a file is missing, malformed or altered.
+            AdapterMismatch: it was made for another model, or does what is not served.
+            AdapterMemoryFull: adapters in use leave no room for it.
+        """
+        info, retired = self._adapters.load(alias, folder)
+        if retired:
+            self._intake.retire(retired)
+        return info
+
+    def unload_adapter(self, alias: str) -> None:
+        """Forget an adapter, and free what was computed with it. Requests that use it go on.
+
+        Raises:
+            AdapterNotFound: there is no such alias.
+        """
+        if retired := self._adapters.unload(alias):
+            self._intake.retire(retired)
+
+    def adapters(self) -> Mapping[str, AdapterInfo]:
+        """The adapters that requests can name, by alias."""
+        return self._adapters.infos()
+
+    @property
+    def projections(self) -> Mapping[str, Projection]:
+        """The layers that LoRA adapters can add to, by module name."""
+        return {name: target.projection for name, target in self._lora.targets.items()}
+
     def stats(self) -> Mapping[str, Any]:
         """How the engine is doing, for JSON. Times are in milliseconds.
 
@@ -198,6 +248,10 @@ class TorchEngine:
             kv_tokens_limit       what there is room for
             prefixes, prefix_hits, prefix_bytes
                                   the prefix cache: entries, uses since the start, size
+            adapters, adapters_resident, adapter_bytes
+                                  that can be named, those in memory, what they take
+            adapter_evictions, adapter_reloads
+                                  idle ones dropped for want of room, and read again
             baselines             content-free scores at hand or under way
             preemptions           slots taken from less urgent sequences since the start
             model, dtype, device  what runs where
@@ -213,6 +267,7 @@ class TorchEngine:
         values["waiting"] += self._intake.arrived
         return {
             **values,
+            **self._adapters.stats(),
             "baselines": len(self._baselines),
             "model": self._info.id,
             "dtype": self._info.dtype,
@@ -254,6 +309,7 @@ class TorchEngine:
         except Exception as error:
             log.exception("the engine has crashed")
             self._intake.stop(EngineStopped(f"The engine crashed: {type(error).__name__}."))
+        self._lora.detach()
         self._outcomes.close()  # answers that are complete still arrive
         reason = self._intake.stopped
         assert reason is not None
@@ -265,6 +321,10 @@ class TorchEngine:
         taken = self._intake.take(lambda: self._scheduler.busy)
         if taken is None:
             return False
+        for lora in taken.retired:
+            self._prefixes.drop(lora)
+            self._baselines.retire(lora)
+            self._lora.forget(lora)
         for pending in taken.arrived:
             try:
                 self._accept(pending)

@@ -18,6 +18,7 @@ class Taken(NamedTuple):
 
     arrived: deque[Pending]
     cancelled: deque[Pending]
+    retired: deque[str]
 
 
 class Intake:
@@ -32,6 +33,7 @@ class Intake:
         self._changed = threading.Condition()
         self._arrived: deque[Pending] = deque()
         self._cancelled: deque[Pending] = deque()
+        self._retired: deque[str] = deque()
         self._in_flight: dict[str, Pending] = {}
         self._traces: list[Future[dict[str, Any]]] = []
 
@@ -69,6 +71,12 @@ class Intake:
             pending = self._in_flight.get(id_)
         return pending is not None and pending.future.cancel()
 
+    def retire(self, lora: str) -> None:
+        """Say that no adapter has some LoRA weights any more, by their key."""
+        with self._changed:
+            self._retired.append(lora)
+            self._changed.notify()
+
     def trace(self) -> Future[dict[str, Any]]:
         """A future for the trace of the next step."""
         future: Future[dict[str, Any]] = Future()
@@ -88,12 +96,12 @@ class Intake:
     def take(self, busy: Callable[[], bool]) -> Taken | None:
         """What has changed; None to stop. It waits for a change unless the engine is `busy`."""
         with self._changed:
-            while not (self._arrived or self._cancelled or self.stopped or busy()):
+            while not (self._arrived or self._cancelled or self._retired or self.stopped or busy()):
                 self._changed.wait()
             if self.stopped is not None:
                 return None
-            taken = Taken(self._arrived, self._cancelled)
-            self._arrived, self._cancelled = deque(), deque()
+            taken = Taken(self._arrived, self._cancelled, self._retired)
+            self._arrived, self._cancelled, self._retired = deque(), deque(), deque()
         return taken
 
     def stop(self, reason: EngineStopped) -> None:

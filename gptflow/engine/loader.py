@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from gptflow.engine import native
 from gptflow.engine.engine import TorchEngine
+from gptflow.engine.lora import LoRABank
 from gptflow.engine.native import Library
 from gptflow.engine.native.install import quantize
 from gptflow.engine.native.linear import Format
@@ -59,6 +60,7 @@ def load(
     slot_tokens: int = 2048,
     threads: int | None = None,
     kv_bytes: int | None = None,
+    adapter_bytes: int = 512 << 20,
     model_id: str | None = None,
     sha256: str | None = None,
 ) -> TorchEngine:
@@ -74,6 +76,7 @@ def load(
         slot_tokens: most tokens of one sequence, at most the model's context.
         threads: of the CPU; None leaves torch's own choice.
         kv_bytes: most memory for keys and values; see `TorchEngine`.
+        adapter_bytes: weights of adapters to hold; idle ones give way to others.
         model_id: what the model is called; by default the folder's name.
         sha256: over the weight files; computed if not given.
 
@@ -102,7 +105,9 @@ def load(
     # them than cores. Those of the thread that opens the model end with it; else the engine's
     # would have to be woken for every operator.
     with ThreadPoolExecutor(1, thread_name_prefix="gptflow-loader") as loader:
-        model = loader.submit(_open, folder, config, where, chosen, library).result()
+        model, lora = loader.submit(
+            _open, folder, config, where, chosen, library, places=slots
+        ).result()
     info = ModelInfo(
         id=model_id or folder.name,
         sha256=sha256 or _sha256(weights),
@@ -120,6 +125,8 @@ def load(
         cache_dtype=_cache_dtype(numbers),
         library=library,
         kv_bytes=kv_bytes,
+        lora=lora,
+        adapter_bytes=adapter_bytes,
     )
 
 
@@ -133,9 +140,15 @@ def _read_config(folder: Path) -> tuple[Any, int]:
 
 
 def _open(
-    folder: Path, config: Any, device: torch.device, dtype: Dtype, library: Library | None
-) -> Any:
-    """The model, ready to run."""
+    folder: Path,
+    config: Any,
+    device: torch.device,
+    dtype: Dtype,
+    library: Library | None,
+    *,
+    places: int,
+) -> tuple[Any, LoRABank]:
+    """The model, ready to run, and what adapters may add to, so many at a time."""
     try:
         with _no_progress_bar():
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -150,8 +163,9 @@ def _open(
         raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
     model.to(device).eval()
     model.config.pad_token_id = None  # with one, GPT-2 looks for padding at every step
-    check_model(model, library, _FORMATS.get(dtype))
-    return model
+    lora = LoRABank.for_model(model, places=places)
+    check_model(model, library, _FORMATS.get(dtype), lora)
+    return model, lora
 
 
 def check_config(config: Any) -> int:
@@ -216,7 +230,10 @@ def _window(config: Any) -> int | None:
 
 
 def check_model(
-    model: PreTrainedModel, library: Library | None = None, numbers: Format | None = None
+    model: PreTrainedModel,
+    library: Library | None = None,
+    numbers: Format | None = None,
+    lora: LoRABank | None = None,
 ) -> None:
     """Run a few tokens both ways: as transformers does, and over slots in chunks.
 
@@ -225,6 +242,7 @@ def check_model(
     Args:
         library: the compiled kernels, if they are to be used.
         numbers: quantise the model to these in between.
+        lora: what adapters may add to, which integer layers then call themselves.
 
     Raises:
         UnsupportedModel: the two differ, or the model does not run over slots at all.
@@ -246,7 +264,7 @@ def check_model(
     with torch.inference_mode():
         expected = model(torch.tensor([ids], device=weight.device), use_cache=False).logits[0]
         if library is not None and numbers is not None:
-            quantize(model, library, numbers)
+            quantize(model, library, numbers, lora.targets if lora else None)
         runner = Runner(model, slots, config.vocab_size, library)
         try:
             hidden = [

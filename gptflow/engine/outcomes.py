@@ -17,7 +17,7 @@ from gptflow.engine.events import Events
 from gptflow.engine.pending import Pending, fail
 from gptflow.engine.scheduler import Scheduler
 from gptflow.engine.scoring import Scoring
-from gptflow.engine.sequence import Decoding, Pooling, Sequence
+from gptflow.engine.sequence import Decoding, Readout, Sequence
 from gptflow.engine.statistics import Statistics
 from gptflow.errors import EngineError, GPTFlowError, raised_at
 from gptflow.request import Delta
@@ -60,7 +60,7 @@ class Outcomes:
         Raises:
             EngineError: what the model gave it is not a number.
         """
-        if isinstance(sequence, Scoring | Pooling) and sequence.spoiled:
+        if isinstance(sequence, Scoring | Readout) and sequence.spoiled:
             raise EngineError("The model's output for this request is not a number.")
         self._scheduler.remove(sequence)
         self._statistics.ended(sequence)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptflow.engine.scoring import Scoring
 from gptflow.engine.sequence import Sequence
@@ -17,8 +17,13 @@ from gptflow.request import Request
 
 log = logging.getLogger(__name__)
 
-BaselineKey = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
-"""A content-free prompt and the continuations to score under it."""
+
+class BaselineKey(NamedTuple):
+    """A content-free prompt, the continuations to score under it, and the LoRA weights' key."""
+
+    ids: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    lora: str = ""
 
 
 @dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 
+from gptflow.adapter import ClassifyHead, Manifest, TagHead
+from gptflow.engine import trained
+from gptflow.engine.adapters import AdapterPool, Lease, LinearHead
 from gptflow.engine.constraints import Grammars
 from gptflow.engine.detokenizer import Detokenizer
 from gptflow.engine.pending import BaselineKey, Pending
-from gptflow.engine.prefix import MIN_TOKENS, CommonBeginnings, Prefix
+from gptflow.engine.prefix import MIN_TOKENS, CommonBeginnings, Prefix, Scope
 from gptflow.engine.scoring import Scoring, choose, log_odds
-from gptflow.engine.sequence import Decoding, Pooling, Sampling, Sequence, Structured
+from gptflow.engine.sequence import Decoding, Pooling, Reading, Sampling, Sequence, Structured
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import AdapterNotFound, EmptyInput, EngineError, InputTooLong, UnsupportedHead
+from gptflow.errors import (
+    AdapterMismatch,
+    EmptyInput,
+    EngineError,
+    InputTooLong,
+    UnsupportedHead,
+)
 from gptflow.heads import (
+    Choices,
     Choose,
+    Chosen,
+    Classify,
     Embed,
     Embedded,
     Generate,
     Generated,
     Json,
+    MultiHead,
     Parsed,
     Raw,
     Score,
     Scored,
+    Tag,
+    Tagged,
     Usage,
 )
+from gptflow.heads import Pooling as PoolingKind
 from gptflow.prompt import RenderedPrompt
 from gptflow.request import Request
 
@@ -34,41 +52,73 @@ class Preparer:
 
     Args:
         context: most tokens of one sequence.
+        adapters: those that requests can name.
     """
 
-    def __init__(self, vocabulary: Vocabulary, context: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, context: int, adapters: AdapterPool) -> None:
         self._vocabulary = vocabulary
         self._context = context
+        self._adapters = adapters
         self._grammars = Grammars(vocabulary)
         self._beginnings = CommonBeginnings()
 
     def prepare(self, request: Request) -> Pending:
         """Encode the prompt and lay out the sequences.
 
+        The adapter is the one that its alias stands for now, and stays so for the whole
+        request; it is read from its folder here if it is not in memory.
+
         Raises:
             GPTFlowError: the request cannot be served, whatever else the engine does.
         """
-        head = request.head
-        if head.adapter is not None:
-            raise AdapterNotFound(f"No adapter {head.adapter!r} is loaded.")
-        match head:
-            case Generate():
-                return self._generate(request, head)
-            case Json():
-                return self._json(request, head)
-            case Choose():
-                return self._choose(request, head)
-            case Score(each=None):
-                return self._score(request, head)
-            case Embed():
-                return self._embed(request, head)
+        alias = request.head.adapter
+        if alias is None:
+            return self._lay_out(request, None)
+        lease = self._adapters.acquire(alias)
+        try:
+            pending = self._lay_out(request, lease)
+        except BaseException:
+            self._adapters.release(lease)
+            raise
+        answer = pending.answer
+
+        def signed(blank: Scoring | None) -> Raw:
+            return dataclasses.replace(answer(blank), adapter=lease.info.reference)
+
+        pending.answer = signed
+        for sequence in pending.sequences:
+            sequence.lora = lease.adapter.lora
+        pending.future.add_done_callback(lambda _: self._adapters.release(lease))
+        return pending
+
+    def _lay_out(self, request: Request, lease: Lease | None) -> Pending:
+        lora = lease.adapter.lora.key if lease and lease.adapter.lora else ""
+        match request.head, lease:
+            case Generate() as head, _:
+                return self._generate(request, head, lora)
+            case Json() as head, _:
+                return self._json(request, head, lora)
+            case Choose() as head, _:
+                return self._choose(request, head, lora)
+            case Score(each=None), Lease() if lease.info.answers("score"):
+                return self._trained_score(request, lease, lora)
+            case Score(each=None) as head, _:
+                return self._score(request, head, lora)
+            case Embed() as head, _:
+                return self._embed(request, head, lora)
+            case Classify() as head, Lease():
+                return self._classify(request, head, lease, lora)
+            case MultiHead() as head, Lease():
+                return self._multi_head(request, head, lease, lora)
+            case Tag() as head, Lease():
+                return self._tag(request, head, lease, lora)
         raise UnsupportedHead(
-            f"The engine does not compute {type(head).__name__} by itself.",
+            f"The engine does not compute {type(request.head).__name__} without an adapter.",
             hint="Submit it through gptflow.executor, which takes it apart.",
         )
 
-    def _generate(self, request: Request, head: Generate) -> Pending:
-        ids, prefix = self._encode(request, request.prompt, room=1)
+    def _generate(self, request: Request, head: Generate, lora: str) -> Pending:
+        ids, prefix = self._encode(request, request.prompt, lora, room=1)
         chat = isinstance(request.prompt, RenderedPrompt) and request.prompt.is_chat
         stop = head.stop + (self._vocabulary.chat.stop if chat else ())
         samples = [
@@ -101,8 +151,8 @@ class Preparer:
 
         return Pending(request, list(samples), answer)
 
-    def _json(self, request: Request, head: Json) -> Pending:
-        ids, prefix = self._encode(request, request.prompt, room=1)
+    def _json(self, request: Request, head: Json, lora: str) -> Pending:
+        ids, prefix = self._encode(request, request.prompt, lora, room=1)
         sequence = Structured(
             ids,
             prefix=prefix,
@@ -128,25 +178,24 @@ class Preparer:
 
         return Pending(request, [sequence], answer)
 
-    def _choose(self, request: Request, head: Choose) -> Pending:
-        scored, baseline = self._scoring(request, head.texts, head.calibrate)
+    def _choose(self, request: Request, head: Choose, lora: str) -> Pending:
+        scored, baseline = self._scoring(request, head.texts, head.calibrate, lora)
 
         def answer(blank: Scoring | None) -> Raw:
             return choose(head, scored, blank, _usage(scored))
 
         return Pending(request, [scored], answer, baseline)
 
-    def _score(self, request: Request, head: Score) -> Pending:
-        scored, baseline = self._scoring(request, (head.yes, head.no), True)
+    def _score(self, request: Request, head: Score, lora: str) -> Pending:
+        scored, baseline = self._scoring(request, (head.yes, head.no), True, lora)
 
         def answer(blank: Scoring | None) -> Raw:
             return Scored(values=(log_odds(scored, blank),), usage=_usage(scored))
 
         return Pending(request, [scored], answer, baseline)
 
-    def _embed(self, request: Request, head: Embed) -> Pending:
-        ids, _ = self._encode(request, request.prompt, room=0)
-        sequence = Pooling(ids, head.pooling, job_class=request.job_class)
+    def _embed(self, request: Request, head: Embed, lora: str) -> Pending:
+        sequence = self._pooling(request, head.pooling, lora)
 
         def answer(_: Scoring | None) -> Raw:
             vector = sequence.vector(normalize=head.normalize)
@@ -154,35 +203,127 @@ class Preparer:
 
         return Pending(request, [sequence], answer)
 
+    def _trained_score(self, request: Request, lease: Lease, lora: str) -> Pending:
+        manifest, heads = _trained(lease)
+        name = manifest.head("score")
+        sequence = self._pooling(request, manifest.pooling, lora)
+
+        def answer(_: Scoring | None) -> Raw:
+            value = heads[name](sequence.vector(normalize=False)).item()
+            return Scored(values=(value,), usage=_usage(sequence))
+
+        return Pending(request, [sequence], answer)
+
+    def _classify(self, request: Request, head: Classify, lease: Lease, lora: str) -> Pending:
+        manifest, heads = _trained(lease)
+        name = manifest.head("classify", head.labels)
+        sequence = self._pooling(request, manifest.pooling, lora)
+
+        def answer(_: Scoring | None) -> Raw:
+            spec = manifest.heads[name]
+            assert isinstance(spec, ClassifyHead)
+            pooled = sequence.vector(normalize=False)
+            return trained.classify(spec, heads[name], pooled, head.labels, _usage(sequence))
+
+        return Pending(request, [sequence], answer)
+
+    def _multi_head(self, request: Request, head: MultiHead, lease: Lease, lora: str) -> Pending:
+        manifest, heads = _trained(lease)
+        for name, each in head.heads.items():
+            manifest.head("classify", each.labels, name)
+        sequence = self._pooling(request, manifest.pooling, lora)
+
+        def answer(_: Scoring | None) -> Raw:
+            pooled = sequence.vector(normalize=False)
+            chosen: dict[str, Chosen] = {}
+            for name, each in head.heads.items():
+                spec = manifest.heads[name]
+                assert isinstance(spec, ClassifyHead)
+                chosen[name] = trained.classify(spec, heads[name], pooled, each.labels, Usage())
+            return Choices(by_head=chosen, usage=_usage(sequence))
+
+        return Pending(request, [sequence], answer)
+
+    def _tag(self, request: Request, head: Tag, lease: Lease, lora: str) -> Pending:
+        manifest, heads = _trained(lease)
+        name = manifest.head("tag", head.labels)
+        spec = manifest.heads[name]
+        assert isinstance(spec, TagHead)
+        ids, prefix = self._encode(request, request.prompt, lora, room=0)
+        first, tokens = self._locate(request, copies=2 if spec.echo else 1)
+        if not tokens:  # the text is blank
+            raise EmptyInput("There is no text to tag.")
+        if prefix is not None:  # hidden states are not kept: the text's rows must be computed
+            prefix = prefix._replace(
+                ids=prefix.ids[:first],
+                author=min(prefix.author, first),
+                common=min(prefix.common, first),
+            )
+        sequence = Reading(
+            ids, first, first + len(tokens), prefix=prefix, job_class=request.job_class
+        )
+
+        def answer(_: Scoring | None) -> Raw:
+            spans = trained.tag(spec, heads[name], sequence.hidden(), tokens, request.text)
+            return Tagged(spans=spans, calibrated=True, usage=_usage(sequence))
+
+        return Pending(request, [sequence], answer)
+
+    def _locate(self, request: Request, *, copies: int) -> tuple[int, list[trained.Token]]:
+        """The tokens of the text to tag: the first one's number, and where each stands in it."""
+        prompt, text = request.prompt, request.text
+        if not isinstance(prompt, RenderedPrompt):
+            raise UnsupportedHead("Tag needs a rendered prompt, not bare token ids.")
+        segments = self._vocabulary.segments(prompt)
+        found = [i for i, s in enumerate(segments) if not s.trusted and s.text == text]
+        if not text or len(found) < copies:
+            raise AdapterMismatch(
+                f"The prompt holds the text to tag {len(found)} times; its adapter was trained "
+                f"with {copies}.",
+                hint="Give the task the prompt that the adapter was trained with.",
+            )
+        begin = sum(len(segment.text) for segment in segments[: found[-1]])
+        end = begin + len(text)
+        _, places = self._vocabulary.encode_with_places(segments)
+        rows = [i for i, (a, b) in enumerate(places) if a < end and b > begin]
+        tokens = [
+            trained.Token(max(places[i][0] - begin, 0), min(places[i][1], end) - begin)
+            for i in rows
+        ]
+        return (rows[0] if rows else 0), tokens
+
+    def _pooling(self, request: Request, pooling: PoolingKind, lora: str) -> Pooling:
+        ids, prefix = self._encode(request, request.prompt, lora, room=0)
+        return Pooling(ids, pooling, prefix=prefix, job_class=request.job_class)
+
     def _scoring(
-        self, request: Request, texts: tuple[str, ...], calibrate: bool
+        self, request: Request, texts: tuple[str, ...], calibrate: bool, lora: str
     ) -> tuple[Scoring, BaselineKey | None]:
         end = self._end(request.prompt)
         continuations = tuple(
             self._vocabulary.encode_continuation(text, after=end) for text in texts
         )
         longest = max(map(len, continuations))
-        ids, prefix = self._encode(request, request.prompt, room=longest)
+        ids, prefix = self._encode(request, request.prompt, lora, room=longest)
         baseline = None
         if calibrate and request.baseline is not None:
-            blank, _ = self._encode(request, request.baseline, room=longest)
-            baseline = (blank, continuations)
+            blank, _ = self._encode(request, request.baseline, lora, room=longest)
+            baseline = BaselineKey(blank, continuations, lora)
         scored = Scoring(
             ids, continuations, room=self._context, prefix=prefix, job_class=request.job_class
         )
         return scored, baseline
 
     def _encode(
-        self, request: Request, prompt: RenderedPrompt | tuple[int, ...], *, room: int
+        self,
+        request: Request,
+        prompt: RenderedPrompt | tuple[int, ...],
+        lora: str,
+        *,
+        room: int,
     ) -> tuple[tuple[int, ...], Prefix | None]:
-        """Token ids of a prompt that leaves `room` tokens, and its reusable prefix."""
-        if isinstance(prompt, RenderedPrompt):
-            ids = self._vocabulary.encode(prompt)
-            head = self._vocabulary.prefix(prompt, ids)
-            prefix = Prefix(head) if len(head) >= MIN_TOKENS else None
-        else:
-            ids = prompt
-            prefix = self._beginnings.find(request.tenant, ids)
+        """Token ids of a prompt that leaves `room` tokens, and what it may start from."""
+        ids = self._vocabulary.encode(prompt) if isinstance(prompt, RenderedPrompt) else prompt
         if not ids:
             raise EmptyInput("The prompt is empty.")
         if len(ids) + room > self._context:
@@ -193,7 +334,20 @@ class Preparer:
             )
         if not all(0 <= id_ < self._vocabulary.size for id_ in ids):
             raise EngineError(f"A token id is not in 0..{self._vocabulary.size - 1}.")
-        return ids, prefix
+        if len(ids) <= MIN_TOKENS or prompt is request.baseline:
+            return ids, None
+        author = 0
+        if isinstance(prompt, RenderedPrompt):
+            author = len(self._vocabulary.prefix(prompt, ids))
+        able = ids[:-1]  # at least one token must be computed
+        common = self._beginnings.find(Scope(lora, request.tenant), able)
+        return ids, Prefix(
+            able,
+            lora=lora,
+            tenant=request.tenant,
+            author=author if author >= MIN_TOKENS else 0,
+            common=common if common >= author + MIN_TOKENS else 0,
+        )
 
     def _end(self, prompt: RenderedPrompt | tuple[int, ...]) -> str:
         """The last of the prompt's text, to see how a continuation joins it."""
@@ -214,3 +368,15 @@ class Preparer:
 
 def _usage(sequence: Sequence, *, out: int = 0) -> Usage:
     return Usage(tokens_in=sequence.trunk, tokens_out=out, cached=sequence.cached)
+
+
+def _trained(lease: Lease) -> tuple[Manifest, Mapping[str, LinearHead]]:
+    """An adapter's heads.
+
+    Raises:
+        AdapterMismatch: it has none, being bare LoRA weights.
+    """
+    manifest = lease.info.manifest
+    if manifest is None or not manifest.heads:
+        raise AdapterMismatch(f"Adapter {lease.info.alias!r} has no trained head.")
+    return manifest, lease.adapter.heads

@@ -9,7 +9,7 @@ from gptflow.engine.outcomes import Outcomes
 from gptflow.engine.runner import Runner
 from gptflow.engine.sampler import sample
 from gptflow.engine.scoring import Scoring, Target
-from gptflow.engine.sequence import Chunk, Decoding, Pooling
+from gptflow.engine.sequence import Chunk, Decoding, Readout
 from gptflow.engine.statistics import Statistics
 from gptflow.engine.trace import Phases
 
@@ -45,9 +45,9 @@ class Reader:
                             (offset + row, sequence, target)
                             for row, target in sequence.targets(chunk.start, chunk.stop)
                         ]
-                    case Pooling() as sequence:
+                    case Readout() as sequence:
                         with self._outcomes.alone(sequence):
-                            sequence.add(hidden[first : first + len(chunk)])
+                            sequence.add(chunk.start, hidden[first : first + len(chunk)])
                 first += len(chunk)
             logits = self._runner.logits(hidden[[row for row, _ in drawing]]) if drawing else None
         if logits is not None:

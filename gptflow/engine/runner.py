@@ -9,6 +9,7 @@ import torch
 
 from gptflow.engine import attention
 from gptflow.engine.attention import Pack
+from gptflow.engine.lora import LoRABank, segments
 from gptflow.engine.native.library import Library
 from gptflow.engine.native.logits import compiled_summary
 from gptflow.engine.native.step import Part, Step, caches_of
@@ -29,6 +30,7 @@ class Runner:
         vocabulary: how many tokens exist. Output rows beyond them, which some models have
             for alignment, are cut off.
         library: the compiled kernels, to run attention on them.
+        lora: the adapters at work, where the model serves any.
 
     Attributes:
         windows: the sliding windows that the model's layers have asked for so far.
@@ -40,12 +42,14 @@ class Runner:
         slots: KVSlots,
         vocabulary: int,
         library: Library | None = None,
+        lora: LoRABank | None = None,
     ) -> None:
         model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         self._decoder: torch.nn.Module = model.get_decoder()  # type: ignore[operator]
         self._lm_head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         self._vocabulary = vocabulary
         self._slots = slots
+        self._lora = lora
         self._device = next(model.parameters()).device
         self._views = Views(self._device, next(model.parameters()).dtype)
         self._library = library
@@ -62,6 +66,8 @@ class Runner:
         for chunk in chunks:
             tokens += chunk.sequence.tokens[chunk.start : chunk.stop]
             positions += chunk.sequence.positions(chunk.start, chunk.stop)
+        if self._lora is not None:
+            self._lora.begin(segments([(len(chunk), chunk.sequence.lora) for chunk in chunks]))
         pack = self._pack(chunks)
         output = self._decoder(
             input_ids=self._tensor([tokens]),
@@ -134,7 +140,12 @@ class Runner:
                 mask = functools.partial(self._views.mask, chunk)
             parts.append(Part(row, len(chunk), chunk.slot, chunk.start, mask))
             row += len(chunk)
-        return Step(library, self._caches, parts, adapted=False)
+        return Step(
+            library,
+            self._caches,
+            parts,
+            adapted=self._lora is not None and self._lora.rows is not None,
+        )
 
     def _tensor(self, values: object) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

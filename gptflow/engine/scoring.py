@@ -1,13 +1,15 @@
 """Scoring: the exact log-likelihood of given continuations of one prompt.
 
-All continuations share the prompt's rows. Each one's tokens but the last follow as a branch of
-rows that sees the prompt and itself, so that a prompt with many labels costs one prefill and a
-few rows per label. A continuation of one token needs no row of its own.
+All continuations share the prompt's rows. Their tokens but each one's last follow as the nodes
+of a trie, depth first, so that continuations with the same first tokens share these rows too;
+each row sees the prompt and the nodes above it. A prompt with many labels so costs one prefill
+and few rows per label, and a continuation of one token needs no row of its own.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence as Rows
 
 from gptflow.engine.prefix import Prefix
@@ -53,11 +55,8 @@ class Scoring(Sequence):
         self._targets: dict[int, list[Target]] = {
             self.trunk - 1: [(i, tokens[0]) for i, tokens in enumerate(self._continuations)]
         }
-        sizes = [len(tokens) - 1 for tokens in self._continuations]
-        self._groups = _pack(sizes, self._room)
-        self._most_tokens = self.trunk + max(
-            (sum(sizes[i] for i in group) for group in self._groups), default=0
-        )
+        self._groups, rows = _pack(self._continuations, self._room)
+        self._most_tokens = self.trunk + rows
         self._branch_off()
 
     @property
@@ -108,31 +107,61 @@ class Scoring(Sequence):
         if not self._groups:
             return
         del self.tokens[self.trunk :]
-        self.branches = [0] * self.trunk
+        self.branches = [sys.maxsize] * self.trunk
         self._positions = list(range(self.trunk))
         self.done = min(self.done, self.trunk)
+        path: list[tuple[int, int]] = []  # tokens from the prompt's end down, and their rows
         for i in self._groups.pop(0):
             ids = self._continuations[i]
-            for offset, token in enumerate(ids[:-1]):
-                self._targets[len(self.tokens)] = [(i, ids[offset + 1])]
-                self._positions.append(self.trunk + offset)
+            shared = _common([token for token, _ in path], ids[:-1])
+            self._close(path[shared:])
+            del path[shared:]
+            for token in ids[shared:-1]:
+                path.append((token, len(self.tokens)))
+                self._positions.append(self.trunk + len(path) - 1)
                 self.tokens.append(token)
-                self.branches.append(i + 1)
+                self.branches.append(sys.maxsize)
+            for (_, row), target in zip(path, ids[1:], strict=True):
+                self._targets.setdefault(row, []).append((i, target))
+        self._close(path)
+
+    def _close(self, path: list[tuple[int, int]]) -> None:
+        """End branches: rows to come do not see these."""
+        assert self.branches is not None
+        for _, row in path:
+            self.branches[row] = len(self.tokens)
 
 
-def _pack(sizes: Rows[int], room: int) -> list[list[int]]:
-    """Group the continuations that need rows so that each group fits."""
+def _pack(continuations: Rows[tuple[int, ...]], room: int) -> tuple[list[list[int]], int]:
+    """Group the continuations that need rows so that each group's trie fits.
+
+    They are sorted by their tokens: then each shares the most with its neighbours.
+
+    Returns:
+        The groups, and how many rows the largest one takes.
+    """
     groups: list[list[int]] = []
-    left = 0
-    for i, size in enumerate(sizes):
-        if size == 0:
-            continue
+    left = most = 0
+    before: tuple[int, ...] = ()
+    order = (i for i, ids in enumerate(continuations) if len(ids) > 1)
+    for i in sorted(order, key=lambda i: continuations[i]):
+        ids = continuations[i][:-1]
+        size = len(ids) - _common(before, ids)
         if not groups or size > left:
             groups.append([])
-            left = room
+            left, size = room, len(ids)
         groups[-1].append(i)
         left -= size
-    return groups
+        most = max(most, room - left)
+        before = ids
+    return groups, most
+
+
+def _common(a: Rows[int], b: Rows[int]) -> int:
+    """Length of the longest common beginning."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def choose(head: Choose, scored: Scoring, baseline: Scoring | None, usage: Usage) -> Chosen:

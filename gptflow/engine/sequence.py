@@ -16,6 +16,7 @@ from gptflow.request import JobClass
 if TYPE_CHECKING:
     from gptflow.engine.constraints import Constraint
     from gptflow.engine.detokenizer import Detokenizer
+    from gptflow.engine.lora import LoRAWeights
     from gptflow.engine.pending import Pending
     from gptflow.engine.prefix import Prefix
 
@@ -28,13 +29,14 @@ class Sequence:
 
     Attributes:
         tokens: all rows known so far.
-        branches: per row, 0 for the trunk or the number of a branch that leaves it at its
-            end; None when all is trunk. A row sees the trunk and its own branch.
+        branches: per row, the first later row that does not see it, as it stands on a branch
+            that has ended there; None when every row sees all before it.
         trunk: rows before the first branch.
         prefix: the leading tokens that other requests are likely to share.
         shared: keys and values of leading tokens to start from, if somebody left them.
         done: rows whose keys and values are in the slot.
         cached: rows among them that were copied, not computed.
+        lora: the LoRA weights that its rows are computed with.
         owners: the requests that wait for this sequence.
         share: for whom it runs.
         deadline: Unix time after which it is of no use.
@@ -55,6 +57,7 @@ class Sequence:
         self.slot: int | None = None
         self.done = 0
         self.cached = 0
+        self.lora: LoRAWeights | None = None
         self.owners: list[Pending] = []
         self.share: Share = ("", "")
         self.deadline = math.inf
@@ -243,13 +246,36 @@ class Structured(Decoding):
             self._end("stop")
 
 
-class Pooling(Sequence):
-    """A sequence whose final hidden states become one vector."""
+class Readout(Sequence):
+    """A sequence whose final hidden states are the answer, or what a trained head is given."""
 
-    def __init__(self, tokens: Rows[int], pooling: PoolingKind, *, job_class: JobClass) -> None:
-        # No shared prefix: the mean needs the hidden states of all rows, and keys and
-        # values do not hold them.
-        super().__init__(tokens, job_class=job_class)
+    def add(self, start: int, hidden: torch.Tensor) -> None:
+        """Take the hidden states `[rows, width]` of the rows from `start` on."""
+        raise NotImplementedError
+
+    @property
+    def spoiled(self) -> bool:
+        """The model's output was not a number somewhere."""
+        raise NotImplementedError
+
+
+class Pooling(Readout):
+    """A sequence whose final hidden states become one vector.
+
+    Args:
+        prefix: only for the pooling `last`: the mean needs the hidden states of all rows, and
+            keys and values do not hold them.
+    """
+
+    def __init__(
+        self,
+        tokens: Rows[int],
+        pooling: PoolingKind,
+        *,
+        prefix: Prefix | None = None,
+        job_class: JobClass,
+    ) -> None:
+        super().__init__(tokens, prefix=prefix if pooling == "last" else None, job_class=job_class)
         self._pooling = pooling
         self._pooled: torch.Tensor | None = None
 
@@ -257,8 +283,7 @@ class Pooling(Sequence):
         super().restart()
         self._pooled = None
 
-    def add(self, hidden: torch.Tensor) -> None:
-        """Take the hidden states of the next rows, `[rows, width]`."""
+    def add(self, start: int, hidden: torch.Tensor) -> None:
         if self._pooling == "last":
             self._pooled = hidden[-1].float()
         else:
@@ -267,7 +292,6 @@ class Pooling(Sequence):
 
     @property
     def spoiled(self) -> bool:
-        """The model's output was not a number somewhere."""
         return self._pooled is not None and not bool(self._pooled.isfinite().all())
 
     def vector(self, *, normalize: bool) -> torch.Tensor:
@@ -275,3 +299,43 @@ class Pooling(Sequence):
         assert self._pooled is not None
         pooled = self._pooled / len(self.tokens) if self._pooling == "mean" else self._pooled
         return torch.nn.functional.normalize(pooled, dim=0) if normalize else pooled
+
+
+class Reading(Readout):
+    """A sequence whose final hidden states are wanted row by row, from one row on.
+
+    Args:
+        first: the first row that is wanted; `prefix` must not reach it.
+        last: the row after the last one that is wanted.
+    """
+
+    def __init__(
+        self,
+        tokens: Rows[int],
+        first: int,
+        last: int,
+        *,
+        prefix: Prefix | None = None,
+        job_class: JobClass,
+    ) -> None:
+        super().__init__(tokens, prefix=prefix, job_class=job_class)
+        self._first = first
+        self._last = last
+        self._rows: list[torch.Tensor] = []
+
+    def restart(self) -> None:
+        super().restart()
+        self._rows.clear()
+
+    def add(self, start: int, hidden: torch.Tensor) -> None:
+        low, high = max(self._first, start), min(self._last, start + len(hidden))
+        if low < high:
+            self._rows.append(hidden[low - start : high - start].float())
+
+    @property
+    def spoiled(self) -> bool:
+        return not all(bool(rows.isfinite().all()) for rows in self._rows)
+
+    def hidden(self) -> torch.Tensor:
+        """The wanted rows, `[rows, width]`."""
+        return torch.cat(self._rows)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 
-from gptflow.engine.prefix import PrefixCache
+from gptflow.engine.prefix import Prefix, PrefixCache
 from gptflow.engine.scheduler import Scheduler
 from gptflow.engine.sequence import Chunk, Decoding
 from gptflow.engine.slots import KVSlots
 
 
 class Sharing:
-    """Keeps template prefixes, and the prompt of a request that draws several continuations.
+    """Keeps beginnings of prompts, and the prompt of a request that draws several continuations.
 
     Args:
         limit: bytes of prompts to keep for continuations that wait for a slot. Beyond it
@@ -32,12 +32,16 @@ class Sharing:
         for chunk in chunks:
             sequence = chunk.sequence
             assert sequence.slot is not None
-            prefix = sequence.prefix
-            ends_here = prefix is not None and chunk.start < len(prefix.ids) <= chunk.stop
-            if prefix is not None and ends_here and prefix not in self._prefixes:
-                self._prefixes.put(prefix, self._slots.save(sequence.slot, len(prefix.ids)))
+            if sequence.prefix is not None:
+                self._keep_beginnings(sequence.prefix, chunk)
             if isinstance(sequence, Decoding) and sequence.siblings and sequence.remaining == 0:
                 self._release_siblings(sequence, sequence.slot)
+
+    def _keep_beginnings(self, prefix: Prefix, chunk: Chunk) -> None:
+        for scope, tokens in prefix.parts(chunk.start, chunk.stop):
+            ids = prefix.ids[:tokens]
+            if self._prefixes.wants(scope, ids):
+                self._prefixes.put(scope, ids, self._slots.save(chunk.slot, tokens))
 
     def _release_siblings(self, sequence: Decoding, slot: int) -> None:
         """Let the other continuations follow the first one, which has computed the prompt."""

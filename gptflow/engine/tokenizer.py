@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -23,6 +23,14 @@ from gptflow.prompt import RenderedPrompt, Segment
 
 # Some vocabularies hold markers such as `<think>` or `[INST]` as ordinary added tokens.
 _MARKER = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+
+
+class _Run(NamedTuple):
+    """Text from character `start` on: plain, or that of one control token."""
+
+    text: str
+    start: int
+    control: int | None = None
 
 
 class Vocabulary:
@@ -108,18 +116,44 @@ class Vocabulary:
     def encode_segments(self, segments: Sequence[Segment]) -> tuple[int, ...]:
         """Token ids of segments that make up a prompt from its very start."""
         ids = list(self._bos)
-        plain = ""
+        for run in self._runs(segments):
+            ids += self.encode_text(run.text) if run.control is None else (run.control,)
+        return tuple(ids)
+
+    def encode_with_places(
+        self, segments: Sequence[Segment]
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """The same ids, and where each stands in the segments' joined text.
+
+        The characters that a token covers in part, such as one byte of an emoji, count as
+        its own.
+        """
+        ids, places = [*self._bos], [(0, 0)] * len(self._bos)
+        for run in self._runs(segments):
+            if run.control is not None:
+                ids.append(run.control)
+                places.append((run.start, run.start + len(run.text)))
+            elif run.text:
+                encoded = self._tokenizer.encode(run.text, add_special_tokens=False)
+                ids += encoded.ids
+                places += [(run.start + a, run.start + b) for a, b in encoded.offsets]
+        return tuple(ids), tuple(places)
+
+    def _runs(self, segments: Sequence[Segment]) -> Iterator[_Run]:
+        """A prompt as plain text and control tokens in turn."""
+        plain, start, at = "", 0, 0
         for segment in segments:
             # Splitting at a group leaves the control tokens at the odd places.
             parts = self._split.split(segment.text) if segment.trusted and self._control else None
             for i, part in enumerate(parts or (segment.text,)):
                 if i % 2 == 0:
                     plain += part
-                    continue
-                ids += self.encode_text(plain)
-                plain = ""
-                ids.append(self._control[part])
-        return (*ids, *self.encode_text(plain))
+                else:
+                    yield _Run(plain, start)
+                    yield _Run(part, at, self._control[part])
+                    plain, start = "", at + len(part)
+                at += len(part)
+        yield _Run(plain, start)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text; control tokens in it are just characters."""

@@ -133,11 +133,11 @@ class Views:
         if branches is None or stop <= sequence.trunk:
             if start == 0 and (window is None or stop <= window):
                 return None
-            branches = [0] * stop
-        branch = self._tensor(branches[:stop])
+            branches = [stop] * stop
+        seen_until = self._tensor(branches[:stop])
         index = torch.arange(stop, device=self._device)
         visible = index <= index[start:, None]
-        visible &= (branch == 0) | (branch == branch[start:, None])
+        visible &= seen_until > index[start:, None]
         if window is not None and stop > window:
             position = self._tensor(list(sequence.positions(0, stop)))
             visible &= position > position[start:, None] - window

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptflow.engine import native
 from gptflow.engine.engine import TorchEngine
+from gptflow.engine.lora import find_projections
 from gptflow.engine.native import Library
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.request import ModelInfo
@@ -98,8 +103,8 @@ def _config(name: str) -> transformers.PretrainedConfig:
 
 
 @cache
-def make_model(name: str = "llama", copy: str = "engine") -> transformers.PreTrainedModel:
-    """A random model; `copy` tells apart equal ones, as an engine keeps what it is given."""
+def make_model(name: str = "llama", copy_: str = "engine") -> transformers.PreTrainedModel:
+    """A random model; `copy_` tells apart equal ones, as an engine keeps what it is given."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
         model = transformers.AutoModelForCausalLM.from_config(_config(name)).eval()
@@ -114,9 +119,11 @@ def reference(name: str = "llama") -> transformers.PreTrainedModel:
     return make_model(name, "reference")
 
 
-def greedy(name: str, ids: tuple[int, ...], new: int) -> tuple[int, ...]:
+def greedy(
+    name: str, ids: tuple[int, ...], new: int, model: transformers.PreTrainedModel | None = None
+) -> tuple[int, ...]:
     """What transformers generates by itself."""
-    model = reference(name)
+    model = model or reference(name)
     with torch.inference_mode():
         out = model.generate(
             torch.tensor([ids]),
@@ -129,10 +136,16 @@ def greedy(name: str, ids: tuple[int, ...], new: int) -> tuple[int, ...]:
     return tuple(out[0, len(ids) :].tolist())
 
 
-def logprob(name: str, ids: tuple[int, ...], continuation: tuple[int, ...]) -> float:
+def logprob(
+    name: str,
+    ids: tuple[int, ...],
+    continuation: tuple[int, ...],
+    model: transformers.PreTrainedModel | None = None,
+) -> float:
     """Sum of the continuation's token log-probabilities, by one plain forward pass."""
+    model = model or reference(name)
     with torch.inference_mode():
-        logits = reference(name)(torch.tensor([ids + continuation])).logits[0]
+        logits = model(torch.tensor([ids + continuation])).logits[0]
     rows = logits.log_softmax(-1)[len(ids) - 1 : -1]
     return sum(rows[i, token].item() for i, token in enumerate(continuation))
 
@@ -141,6 +154,79 @@ def prompt_ids(length: int, seed: int = 0) -> tuple[int, ...]:
     generator = torch.Generator().manual_seed(1000 * seed + length)
     ids = torch.randint(10, vocabulary().size, (length,), generator=generator)
     return tuple(ids.tolist())
+
+
+def write_lora(
+    folder: Path,
+    name: str = "llama",
+    *,
+    rank: int = 4,
+    seed: int = 0,
+    modules: Iterable[str] | None = None,
+    ranks: Mapping[str, int] | None = None,
+    **config: object,
+) -> Path:
+    """A random adapter in PEFT's format, as PEFT 0.21 writes it.
+
+    Args:
+        modules: that have matrices, all projections by default.
+        ranks: per module, where it is not `rank`.
+        config: more settings.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    projections = find_projections(reference(name))
+    tensors = {}
+    for module in projections if modules is None else modules:
+        shape = projections[module]
+        r = (ranks or {}).get(module, rank)
+        a = torch.randn(r, shape.fan_in, generator=generator) / shape.fan_in**0.5
+        b = torch.randn(shape.fan_out, r, generator=generator) / 4
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank,
+        "target_modules": "all-linear", "bias": "none", "use_dora": False, "lora_dropout": 0.1,
+        "base_model_name_or_path": name, "fan_in_fan_out": name == "gpt2", "modules_to_save": None,
+        "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False,
+        "megatron_core": "megatron.core", "qalora_group_size": 16, "loftq_config": {},
+    } | config  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def merged(
+    name: str, folder: Path, scale: Callable[[str], float] = lambda _: 2.0
+) -> transformers.PreTrainedModel:
+    """The model with an adapter's additions in its weights; `scale` is by module."""
+    model = copy.deepcopy(reference(name))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    with torch.no_grad():
+        for key, a in tensors.items():
+            if ".lora_A." not in key:
+                continue
+            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            delta = scale(module) * tensors[key.replace("lora_A", "lora_B")] @ a
+            weight = model.get_submodule(module).weight
+            weight += delta.T if name == "gpt2" else delta
+    return model
+
+
+def write_manifest(folder: Path, **fields: object) -> Path:
+    """A manifest over the files that are in the folder."""
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.name != "manifest.json"
+    }
+    manifest = {
+        "task": "demo.task",
+        "base": {"id": "llama", "sha256": ["1" * 64, "0" * 64]},
+        "files": files,
+    } | fields
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 Make = Callable[..., TorchEngine]
@@ -202,8 +288,11 @@ def tiny() -> SimpleNamespace:
         greedy=greedy,
         logprob=logprob,
         make_model=make_model,
+        merged=merged,
         prompt_ids=prompt_ids,
         reference=reference,
         tokenizer_json=tokenizer_json,
         vocabulary=vocabulary(),
+        write_lora=write_lora,
+        write_manifest=write_manifest,
     )

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from gptflow.engine.scoring import Scoring
 from gptflow.heads import Choose, Score
 from gptflow.prompt import Prompt, RenderedPrompt
 from gptflow.request import Request
@@ -109,3 +110,43 @@ def test_a_label_takes_the_space_that_the_text_lacks(tiny):
     assert encode("good", after="Mood: ") == bare
     assert encode("good", after="") == bare
     assert encode(" good", after="Mood:") == spaced
+
+
+TRIE = (
+    "the company reported lower profit",
+    "the company reported lower",
+    "the company reported higher profit",
+    "the dog sleeps on",
+    "the",
+    "a",
+    "a dog",
+)
+
+
+@pytest.mark.parametrize("rows", [7, 1024])
+@pytest.mark.parametrize("room", [44, 256])  # of little room, one group after another
+def test_labels_that_begin_alike_share_rows(tiny, make_engine, name, rows, room):
+    encode = tiny.vocabulary.encode_continuation
+    prompt = PROMPT.render({"text": "the dog"})
+    ids = tiny.vocabulary.encode(prompt)
+    ends = [encode(text, after="Mood:") for text in TRIE]
+    room = max(room, len(ids) + max(map(len, ends))) if room < 256 else room
+    engine = make_engine(name, prefill_tokens=rows, slot_tokens=room)
+    chosen = engine.submit(Request(prompt=prompt, head=Choose(labels=TRIE))).result(60)
+    expected = [tiny.logprob(name, ids, end) / len(end) for end in ends]
+    assert list(chosen.scores.values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_trie_has_one_row_for_every_beginning():
+    continuations = ((1, 2, 3), (1, 2, 4, 5), (1, 2, 4, 6), (7,), (1, 2), (8, 2, 3))
+    scoring = Scoring((0, 0), continuations, room=50)
+    beginnings = {c[:i] for c in continuations for i in range(1, len(c))}
+    assert len(scoring.tokens) - 2 == len(beginnings)
+    tight = Scoring((0, 0), continuations, room=2 + 3)
+    seen = 0
+    while not tight.ended:
+        assert len(tight.tokens) <= 5
+        seen += len(tight.tokens) - tight.done
+        tight.done = len(tight.tokens)
+        tight.advance()
+    assert seen <= 2 + len(beginnings) + 2
