@@ -41,7 +41,6 @@ from gptflow.engine.runner import Runner
 from gptflow.engine.scheduler import Scheduler
 from gptflow.engine.sequence import Chunk, Decoding
 from gptflow.engine.sharing import Sharing
-from gptflow.engine.slots import KVSlots
 from gptflow.engine.statistics import Statistics, gauges
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.engine.trace import Phases, Trace
@@ -110,31 +109,16 @@ class TorchEngine:
             dtype=info.dtype or str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
         )
-        budget = memory.kv_budget(
-            slots=slots,
-            slot_tokens=context,
-            token_bytes=KVSlots.token_bytes(model.config, cache_dtype or weight.dtype),
-            # The copies of prompts that several continuations share are bounded like prefixes.
-            other_bytes=2 * prefix_bytes
-            + adapter_bytes
-            + memory.step_bytes(model.config, rows=max(prefill_tokens, step_tokens), drawing=slots),
-            asked=kv_bytes,
-            available=memory.available(weight.device),
-            lazy=KVSlots.lazy(weight.device),
-        )
-        self._slots = KVSlots.for_model(
+        self._slots = memory.settle(
             model.config,
             slots=slots,
             length=context,
             like=weight,
             dtype=cache_dtype,
-            budget=budget,
-        )
-        log.info(
-            "key-value cache: %d slots of %d tokens, %.0f MiB at most",
-            slots,
-            context,
-            budget * self._slots.bytes_per_token / 2**20,
+            asked=kv_bytes,
+            # The copies of prompts that several continuations share are bounded like prefixes.
+            kept=2 * prefix_bytes + adapter_bytes,
+            rows=max(prefill_tokens, step_tokens),
         )
         self._vocabulary = tokenizer
         self._threads = threads
@@ -383,9 +367,9 @@ class TorchEngine:
             self._failed_steps = 0
         finally:
             if trace is not None:
-                told_of = trace.as_dict(step=self._statistics.steps, failed=failed)
+                made = trace.as_dict(step=self._statistics.steps, failed=failed)
                 for future in asked:
-                    self._outcomes.later(succeed, future, told_of)
+                    self._outcomes.later(succeed, future, made)
 
     def _compute(self, chunks: list[Chunk], phases: Phases) -> None:
         running = len(self._scheduler.running)
@@ -402,6 +386,4 @@ class TorchEngine:
                 if sequence.slot is not None and sequence.ended:
                     with self._outcomes.alone(sequence):
                         self._outcomes.end(sequence)
-        self._statistics.step(
-            seconds=phases.total, rows=len(hidden), running=running, slots=self._slots.slots
-        )
+        self._statistics.step(phases, rows=len(hidden), running=running, slots=self._slots.slots)

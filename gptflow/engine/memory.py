@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gptflow.engine.slots import KVSlots
 from gptflow.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 _MARGIN = 0.1
 """Share of what is available that is left to everything else."""
@@ -18,6 +22,50 @@ _LOGIT_ROWS = 128
 
 _UNLIMITED = 1 << 60
 """Control groups of the first version write a huge number where there is no limit."""
+
+
+def settle(
+    config: Any,
+    *,
+    slots: int,
+    length: int,
+    like: torch.Tensor,
+    dtype: torch.dtype | None,
+    asked: int | None,
+    kept: int,
+    rows: int,
+) -> KVSlots:
+    """Slots for a model that is loaded already, with a budget that the machine can fill.
+
+    Args:
+        like: a weight of the model.
+        dtype: of keys and values; by default the weight's.
+        asked: bytes that they may take at most; None for what is available.
+        kept: bytes that the engine may keep besides, such as prefixes.
+        rows: most tokens of one step.
+
+    Raises:
+        ConfigError: there is not enough memory.
+    """
+    token_bytes = KVSlots.token_bytes(config, dtype or like.dtype)
+    budget = kv_budget(
+        slots=slots,
+        slot_tokens=length,
+        token_bytes=token_bytes,
+        other_bytes=kept + step_bytes(config, rows=rows, drawing=slots),
+        asked=asked,
+        available=available(like.device),
+        lazy=KVSlots.lazy(like.device),
+    )
+    log.info(
+        "key-value cache: %d slots of %d tokens, %s at most",
+        slots,
+        length,
+        _mib(budget * token_bytes),
+    )
+    return KVSlots.for_model(
+        config, slots=slots, length=length, like=like, dtype=dtype, budget=budget
+    )
 
 
 def available(

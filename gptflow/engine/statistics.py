@@ -13,6 +13,7 @@ from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.scheduler import Scheduler
 from gptflow.engine.sequence import Decoding, Sequence
 from gptflow.engine.slots import KVSlots
+from gptflow.engine.trace import Phases
 
 _SMOOTHING = 0.05
 _WINDOW = 1024
@@ -50,6 +51,7 @@ class Statistics:
         rows_per_step: tokens run through the model in a step, smoothed.
         occupancy: share of the slots that hold a sequence in a step, 0..1, smoothed.
         tokens_per_second: rows run through the model in a second of work, smoothed.
+        seconds: of work so far, by the phase of a step; see `TorchEngine.trace`.
     """
 
     requests: int = 0
@@ -64,13 +66,16 @@ class Statistics:
     rows_per_step: float = 0.0
     occupancy: float = 0.0
     tokens_per_second: float = 0.0
+    seconds: Counter[str] = dataclasses.field(default_factory=Counter)
     _steps: Window = dataclasses.field(default_factory=Window)
     _answers: Window = dataclasses.field(default_factory=Window)
     _first_tokens: Window = dataclasses.field(default_factory=Window)
     _further_tokens: Window = dataclasses.field(default_factory=Window)
 
-    def step(self, *, seconds: float, rows: int, running: int, slots: int) -> None:
+    def step(self, phases: Phases, *, rows: int, running: int, slots: int) -> None:
         """Count a step of so many rows, with so many of the slots in use."""
+        seconds = phases.total
+        self.seconds.update(phases.seconds)
         weight = max(_SMOOTHING, 1 / (self.steps + 1))
         self.step_ms += weight * (1000 * seconds - self.step_ms)
         self.rows_per_step += weight * (rows - self.rows_per_step)
@@ -108,6 +113,7 @@ class Statistics:
             if not field.name.startswith("_")
         }
         values["failures"] = dict(self.failures)
+        values["seconds"] = dict(self.seconds)
         for name, window in (
             ("step_ms", self._steps),
             ("answer_ms", self._answers),

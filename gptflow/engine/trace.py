@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from gptflow.engine.sequence import Chunk
+from gptflow.engine.sequence import Chunk, Decoding
 
 _NAMED = 8
 """Requests to name with one chunk."""
@@ -55,9 +55,10 @@ class Trace:
 
 def _describe(chunk: Chunk) -> dict[str, Any]:
     sequence = chunk.sequence
+    is_drawn = isinstance(sequence, Decoding) and chunk.start >= sequence.trunk
     return {
         "requests": [pending.request.id for pending in sequence.owners[:_NAMED]],
-        "kind": "decode" if chunk.start >= sequence.trunk else "prefill",
+        "kind": "decode" if is_drawn else "prefill",
         "head": type(sequence).__name__.lower(),
         "class": sequence.job_class,
         "slot": sequence.slot,

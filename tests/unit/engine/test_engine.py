@@ -18,6 +18,7 @@ from gptflow.errors import (
     AdapterNotFound,
     EngineError,
     EngineStopped,
+    InvalidInput,
     JobTimeout,
     StepFailed,
     UnsupportedHead,
@@ -152,6 +153,127 @@ def test_deadlines(tiny, make_engine):
     heap[0] = (0.0, *heap[0][1:])
     assert isinstance(running.exception(30), JobTimeout)
     assert engine.submit(ask(tiny.prompt_ids(5), 2)).result(30)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "error"),
+    [
+        (float("nan"), InvalidInput),
+        ("tomorrow", EngineError),
+        (float("-inf"), JobTimeout),
+        (float("inf"), type(None)),
+        (2**70, type(None)),
+    ],
+)
+def test_deadlines_that_are_no_time(tiny, make_engine, deadline, error):
+    engine = make_engine()
+    future = engine.submit(ask(tiny.prompt_ids(5), 2, deadline=deadline))
+    assert isinstance(future.exception(30), error)
+    assert engine.submit(ask(tiny.prompt_ids(5), 2, deadline=time.time() + 1e9)).result(30)
+
+
+def test_a_deadline_passes_for_one_that_waits(tiny, make_engine):
+    engine = make_engine(slots=1)
+    begun = threading.Event()
+    long = engine.submit(ask(tiny.prompt_ids(5), 250, on_delta=lambda _: begun.set()))
+    assert begun.wait(30)
+    late = engine.submit(ask(tiny.prompt_ids(6), 5, deadline=time.time() + 0.01))
+    assert isinstance(late.exception(30), JobTimeout)
+    assert not long.done()
+    long.cancel()
+
+
+def test_answered_requests_do_not_stay_until_their_deadline(tiny, make_engine):
+    engine = make_engine()
+    for number in range(300):
+        head = Embed()
+        request = Request(prompt=(5, 6), head=head, deadline=time.time() + 1e6 + number)
+        engine.submit(request).result(30)
+    assert len(engine._deadlines) < 150
+
+
+def labelled(blank, **more):
+    return Request(
+        prompt=RenderedPrompt.plain("The dog"),
+        head=Choose(labels=("good", "bad")),
+        baseline=RenderedPrompt.plain(blank),
+        **more,
+    )
+
+
+def test_cancelled_while_its_baseline_is_pending(tiny, make_engine):
+    engine = make_engine(slots=1)
+    begun = threading.Event()
+    first = engine.submit(ask(tiny.prompt_ids(5), 250, on_delta=lambda _: begun.set()))
+    assert begun.wait(30)
+    alone = engine.submit(labelled("nothing"))
+    shared = [engine.submit(labelled("nothing at all")) for _ in range(2)]
+    engine.trace().result(30)
+    engine.trace().result(30)
+    assert engine.stats()["baselines"] == 2
+    assert engine.stats()["waiting"] == 5  # three prompts and two baselines
+    assert not first.done()
+    assert alone.cancel()
+    assert shared[0].cancel()
+    first.cancel()
+    assert shared[1].result(30).label in ("good", "bad")
+    assert engine.stats()["baselines"] == 1  # nobody waited for the other one any more
+    assert engine.submit(labelled("nothing")).result(30)
+    assert engine.stats()["waiting"] == engine.stats()["slots_used"] == 0
+
+
+def test_a_baseline_waits_in_the_class_of_the_most_urgent_that_needs_it(tiny, make_engine):
+    engine = make_engine(slots=1)
+    pause = Pause(engine)
+    holder = engine.submit(ask(tiny.prompt_ids(5), 60, job_class="interactive"))
+    assert pause.reached.wait(30)
+    order = []
+    futures = [
+        engine.submit(labelled("N/A", job_class="batch")),
+        engine.submit(ask(tiny.prompt_ids(6), 2)),
+        engine.submit(labelled("N/A", job_class="interactive")),
+    ]
+    for number, future in enumerate(futures):
+        future.add_done_callback(lambda _, n=number: order.append(n))
+    pause.release()
+    wait([holder, *futures], 30)
+    assert order == [2, 1, 0]
+    assert engine.stats()["preemptions"] == 0
+
+
+def test_cancelled_between_its_samples(tiny, make_engine):
+    engine = make_engine(slots=1)
+    texts = []
+    request = Request(
+        prompt=tiny.prompt_ids(9),
+        head=Generate(max_tokens=20, temperature=1.0, n=3),
+        ignore_eos=True,
+        on_delta=lambda delta: texts.append(delta.sample) or stop(delta),
+    )
+
+    def stop(delta):
+        if delta.sample == 1:
+            engine.cancel(request.id)
+
+    future = engine.submit(request)
+    with pytest.raises(CancelledError):
+        future.result(30)
+    engine.submit(ask(tiny.prompt_ids(7), 2)).result(30)
+    assert (engine.stats()["slots_used"], engine.stats()["waiting"]) == (0, 0)
+    assert engine._sharing.nbytes == 0
+
+
+def test_samples_compute_the_prompt_again_where_copies_would_take_too_much(tiny, make_engine):
+    request = Request(
+        prompt=tiny.prompt_ids(40),
+        head=Generate(max_tokens=6, temperature=1.0, n=4),
+        ignore_eos=True,
+        seed=9,
+    )
+    answers = [make_engine(prefix_bytes=size).submit(request).result(30) for size in (1 << 20, 0)]
+    tokens = [[c.tokens for c in answer.continuations] for answer in answers]
+    assert tokens[0] == tokens[1]
+    assert answers[0].usage == answers[1].usage
 
 
 def test_what_this_engine_does_not_do(tiny, make_engine):

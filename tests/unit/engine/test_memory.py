@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptflow.engine import engine as engine_module
 from gptflow.engine import memory
 from gptflow.errors import ConfigError, InputTooLong
 from gptflow.heads import Generate
@@ -107,7 +106,7 @@ def test_this_machine_tells_something_sensible():
 
 
 def test_the_engine_refuses_to_start_without_the_memory(make_engine, monkeypatch):
-    monkeypatch.setattr(engine_module.memory, "available", lambda device: 10 * MIB)
+    monkeypatch.setattr(memory, "available", lambda device: 10 * MIB)
     with pytest.raises(ConfigError, match="SLOT_TOKENS"):
         make_engine(prefix_bytes=4 * MIB)
 
