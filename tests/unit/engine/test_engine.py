@@ -203,19 +203,20 @@ def labelled(blank, **more):
 
 def test_cancelled_while_its_baseline_is_pending(tiny, make_engine):
     engine = make_engine(slots=1)
-    begun = threading.Event()
-    first = engine.submit(ask(tiny.prompt_ids(5), 250, on_delta=lambda _: begun.set()))
-    assert begun.wait(30)
+    arriving = Pause(engine)
+    first = engine.submit(ask(tiny.prompt_ids(5), 250))
+    assert arriving.reached.wait(30)
     alone = engine.submit(labelled("nothing"))
     shared = [engine.submit(labelled("nothing at all")) for _ in range(2)]
-    engine.trace().result(30)
-    engine.trace().result(30)
+    waiting = Pause(engine)
+    arriving.release()
+    assert waiting.reached.wait(30)
     assert engine.stats()["baselines"] == 2
     assert engine.stats()["waiting"] == 5  # three prompts and two baselines
-    assert not first.done()
     assert alone.cancel()
     assert shared[0].cancel()
-    first.cancel()
+    assert first.cancel()
+    waiting.release()
     assert shared[1].result(30).label in ("good", "bad")
     assert engine.stats()["baselines"] == 1  # nobody waited for the other one any more
     assert engine.submit(labelled("nothing")).result(30)
