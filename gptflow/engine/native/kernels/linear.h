@@ -127,6 +127,10 @@ inline __m512i dot(__m512i sum, __m512i weights, __m512i inputs) {
 // leaves a third of the memory's speed unused.
 constexpr int kAhead = 4096;
 
+// Rows that share what is read of the weights. Their integer sums fill half the registers; the
+// scaled ones wait in memory, as they are wanted once a block.
+constexpr int kRowsAtOnce = 8;
+
 // Integer sums of R rows with one tile, scaled and added up block by block. The first to use a
 // tile fetches it from memory.
 template <int F, int R, bool Fetch>
@@ -147,7 +151,8 @@ inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int
     __m512i sum[R][2];
     for (int r = 0; r < R; ++r)
       sum[r][0] = sum[r][1] = _mm512_set1_epi32(F == kNarrow ? starts[r][b] : 0);
-#pragma GCC unroll 4
+// Unrolled in full: kept in a loop, the compiler moves the sums about between registers.
+#pragma GCC unroll 32
     for (int step = 0; step < kBytes / 4; ++step) {
       if constexpr (Fetch) {
         _mm_prefetch(packed + step * 128 + kAhead, _MM_HINT_T0);
@@ -185,9 +190,11 @@ inline void tile_rows(const uint8_t* packed, const Rows& rows, int first, int co
     first += R;
     count -= R;
   };
-  if (count >= 6) run(std::integral_constant<int, 6>{}, std::true_type{});
-  while (count >= 6) run(std::integral_constant<int, 6>{}, std::false_type{});
+  if (count >= kRowsAtOnce) run(std::integral_constant<int, kRowsAtOnce>{}, std::true_type{});
+  while (count >= kRowsAtOnce) run(std::integral_constant<int, kRowsAtOnce>{}, std::false_type{});
   switch (count) {
+    case 7: run(std::integral_constant<int, 7>{}, std::true_type{}); break;
+    case 6: run(std::integral_constant<int, 6>{}, std::true_type{}); break;
     case 5: run(std::integral_constant<int, 5>{}, std::true_type{}); break;
     case 4: run(std::integral_constant<int, 4>{}, std::true_type{}); break;
     case 3: run(std::integral_constant<int, 3>{}, std::true_type{}); break;
@@ -205,7 +212,7 @@ inline void for_each_tile(const Linear& linear, const Rows& rows, int count, con
   // Many rows in one go would push their own inputs out of the second-level cache.
   constexpr int kGroupRows = 192;
   const int groups = (count + kGroupRows - 1) / kGroupRows;
-  const int each = round_up((count + groups - 1) / groups, 6);
+  const int each = round_up((count + groups - 1) / groups, kRowsAtOnce);
 #pragma omp parallel for collapse(2) schedule(static)
   for (int tile = 0; tile < tiles; ++tile)
     for (int group = 0; group < groups; ++group) {
