@@ -80,10 +80,13 @@ class Settings(BaseSettings):
         64 << 10, ge=0, description="bytes above which it goes by reference"
     )
     offline: bool = Field(False, description="never ask the network for a model")
+    accept_licences: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="licences of models that you agree to, separated by commas: gemma"
+    )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    @field_validator("plugins", mode="before")
+    @field_validator("plugins", "accept_licences", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):

@@ -25,7 +25,8 @@ trying again can help. A message says what happened and to which object; `hint` 
     ├── ModelError                  GF600
     │   ├── ModelNotFound           GF601   neither in the cache nor at any source
     │   ├── ModelCorrupt            GF602   a file's checksum or format is wrong
-    │   └── UnsupportedModel        GF603   an architecture that the engine does not serve
+    │   ├── UnsupportedModel        GF603   an architecture that the engine does not serve
+    │   └── LicenceNotAccepted      GF604   the model has terms to agree to before it is pulled
     └── EngineError                 GF700
         ├── UnsupportedHead         GF701   this engine cannot compute this head
         ├── InvalidGrammar          GF702   a JSON schema that cannot be enforced
@@ -209,6 +210,12 @@ class UnsupportedModel(ModelError):
     """An architecture that the engine does not serve."""
 
     code = "GF603"
+
+
+class LicenceNotAccepted(ModelError):
+    """The model has terms that its user must agree to before it is pulled."""
+
+    code = "GF604"
 
 
 class EngineError(GPTFlowError):

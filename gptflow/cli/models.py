@@ -39,15 +39,24 @@ def list_(session: Session, as_json: bool) -> None:
 
 @models.command()
 @click.argument("name")
+@click.option(
+    "--accept-licence",
+    "accepted",
+    multiple=True,
+    metavar="ID",
+    help="Agree to the terms of a model that asks for it, for instance gemma.",
+)
 @json_option
 @click.pass_obj
-def pull(session: Session, name: str, as_json: bool) -> None:
+def pull(session: Session, name: str, accepted: tuple[str, ...], as_json: bool) -> None:
     """Get a model: a name that GPTFlow knows, a hub id, or a folder."""
-    model = _store(session).pull(name, progress=report_stages())
+    model = _store(session, accepted).pull(name, progress=report_stages())
     if as_json:
         print_json(_describe(model))
     else:
         click.echo(f"{model.name} is at {model.path}")
+    if model.terms is not None:
+        note(f"Its licence: {model.licence}, {model.terms}")
 
 
 @models.command()
@@ -66,11 +75,15 @@ def show(session: Session, name: str, verify: bool, as_json: bool) -> None:
         print_table(("field", "value"), row.items())
 
 
-def _store(session: Session) -> ModelStore:
+def _store(session: Session, accepted: tuple[str, ...] = ()) -> ModelStore:
     from gptflow.models import ModelStore
 
     settings = session.settings()
-    return ModelStore(settings.cache_dir, offline=settings.offline)
+    return ModelStore(
+        settings.cache_dir,
+        offline=settings.offline,
+        accepted=(*settings.accept_licences, *accepted),
+    )
 
 
 def _describe(model: Model) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def _pull_model(settings: Settings) -> None:
     from gptflow.cli.models import report_stages
     from gptflow.models import ModelStore
 
-    store = ModelStore(settings.cache_dir, offline=settings.offline)
+    store = ModelStore(
+        settings.cache_dir, offline=settings.offline, accepted=settings.accept_licences
+    )
     store.ensure(settings.model, progress=report_stages())
 
 

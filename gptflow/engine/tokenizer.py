@@ -17,12 +17,18 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from gptflow.engine import chat
+from gptflow.engine.chat import PLAIN, detect
 from gptflow.errors import ModelCorrupt, UnsupportedModel
 from gptflow.prompt import RenderedPrompt, Segment
 
-# Some vocabularies hold markers such as `<think>` or `[INST]` as ordinary added tokens.
-_MARKER = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+_HTML = (
+    "a|b|blockquote|body|caption|code|div|em|footer|h[1-6]|html|i|iframe|img|li|s|span|strong|"
+    "sub|sup|table|tbody|td|tfoot|th|thead|tr|u|ul"
+)
+
+# Some vocabularies hold markers such as `<think>` or `[INST]` as ordinary added tokens. Gemma's
+# holds the elements of HTML too, which are text: they may be read and written.
+_MARKER = re.compile(rf"(?!</?(?:{_HTML})>)<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
 class _Run(NamedTuple):
@@ -40,6 +46,8 @@ class Vocabulary:
         source: the text of a `tokenizer.json`.
         bos: the token to begin every prompt with, or None.
         eos_ids: tokens that end an answer, besides the chat format's own.
+        chat: the model was trained on turns. A base model's vocabulary may have their control
+            tokens, but the model does not know them: its turns are written as plain text.
         name: what messages call it.
 
     Raises:
@@ -52,14 +60,14 @@ class Vocabulary:
         *,
         bos: str | None = None,
         eos_ids: Iterable[int] = (),
+        chat: bool = True,
         name: str = "tokenizer.json",
     ) -> None:
         try:
             spec = json.loads(source)
             for token in spec.get("added_tokens", ()):
                 token["special"] |= _MARKER.fullmatch(token["content"]) is not None
-            self.json = json.dumps(spec, ensure_ascii=False)
-            self._tokenizer = Tokenizer.from_str(self.json)
+            self._tokenizer = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
         except Exception as error:  # tokenizers raises bare Exception
             raise ModelCorrupt(f"{name} cannot be read: {error}.") from error
         self._tokenizer.no_truncation()
@@ -71,11 +79,16 @@ class Vocabulary:
             "(" + "|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) + ")"
         )
         self.size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.chat = chat.detect(self._control)
+        self.chat = detect(self._control) if chat else PLAIN
         end = {self._control[self.chat.end]} if self.chat.end else set()
         self.eos_ids = frozenset(eos_ids) | end
         self._bos: tuple[int, ...] = () if bos is None else (self._control[bos],)
         self._prefix = functools.lru_cache(maxsize=1024)(self._encode_prefix)
+
+    @property
+    def json(self) -> str:
+        """As a `tokenizer.json`. Written anew each time: for a large vocabulary it is large."""
+        return self._tokenizer.to_str()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Vocabulary:
@@ -100,6 +113,7 @@ class Vocabulary:
             source,
             bos=_bos_token(source, settings),
             eos_ids=() if eos is None else (eos,) if isinstance(eos, int) else eos,
+            chat="chat_template" in settings or (folder / "chat_template.jinja").is_file(),
             name=str(path),
         )
 

@@ -5,6 +5,7 @@ model = store.ensure(settings.model)
 """
 
 from gptflow.models.catalogue import CATALOGUE, Catalogue, Entry
+from gptflow.models.licence import Licence
 from gptflow.models.model import Model, SourceKind
 from gptflow.models.source import Fetched, Progress, Source, SourceUnavailable
 from gptflow.models.store import ModelStore
@@ -14,6 +15,7 @@ __all__ = [
     "Catalogue",
     "Entry",
     "Fetched",
+    "Licence",
     "Model",
     "ModelStore",
     "Progress",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gptflow import validation
 from gptflow.errors import ModelCorrupt
 from gptflow.models.files import CONFIG, is_weights, read_json
+from gptflow.models.licence import Licence
 from gptflow.models.model import Model, SourceKind
 from gptflow.models.source import Fetched
 
@@ -39,6 +40,7 @@ class Manifest(BaseModel):
     source: SourceKind
     origin: str
     licence: str
+    terms: str | None = None
     created: datetime
     gptflow: str
     files: dict[str, FileRecord]
@@ -49,13 +51,20 @@ class Manifest(BaseModel):
         return combine({name: record.sha256 for name, record in self.files.items()})
 
 
-def create(folder: Path, name: str, source: SourceKind, fetched: Fetched, licence: str) -> Manifest:
-    """Hash the files in `folder` and write its manifest."""
+def create(
+    folder: Path, name: str, source: SourceKind, fetched: Fetched, licence: Licence | None
+) -> Manifest:
+    """Hash the files in `folder` and write its manifest.
+
+    Args:
+        licence: of a known model; of others it is what the source says.
+    """
     manifest = Manifest(
         name=name,
         source=source,
         origin=fetched.origin,
-        licence=licence,
+        licence=licence.id if licence else fetched.licence or "unknown",
+        terms=licence.url if licence else None,
         created=datetime.now(UTC),
         gptflow=metadata.version("gptflow"),
         files={
@@ -137,6 +146,7 @@ def describe(folder: Path, manifest: Manifest) -> Model:
         architecture=architecture,
         context=context,
         licence=manifest.licence,
+        terms=manifest.terms,
     )
 
 

