@@ -283,3 +283,19 @@ def test_the_redis_in_use_is_shown_without_its_password(
     monkeypatch.setenv("GPTFLOW_REDIS_URL", "redis://:s3cret@somewhere:6379/0")
     rows = {row["name"]: row for row in gptflow("config", "show", "--json").json}
     assert rows["redis_url"]["value"] == "redis://:***@somewhere:6379/0"
+
+
+def test_models_pull_asks_for_the_terms_of_gemma_to_be_accepted(
+    gptflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPTFLOW_OFFLINE", "1")
+    refused = gptflow("models", "pull", "gemma-3-270m")
+    assert refused.code == 6
+    assert "https://ai.google.dev/gemma/terms" in refused.err
+    assert "gptflow models pull gemma-3-270m --accept-licence gemma" in refused.err
+    # Either way of agreeing gets as far as the sources, which are off line.
+    accepted = gptflow("models", "pull", "gemma-3-270m", "--accept-licence", "gemma")
+    monkeypatch.setenv("GPTFLOW_ACCEPT_LICENCES", "gemma")
+    assert "offline" in accepted.err
+    assert "offline" in gptflow("models", "pull", "gemma-3-270m").err
