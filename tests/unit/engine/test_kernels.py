@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own custom
+import transformers
 from transformers.pytorch_utils import Conv1D
 
 from gptflow.engine import native
+from gptflow.engine.loader import check_model
 from gptflow.engine.native import build
 from gptflow.engine.native.install import quantize
 from gptflow.engine.native.layer import CompiledLayer
@@ -192,6 +195,17 @@ def test_whole_models_in_int16_answer_like_float32(tiny, kernels, quantized, mak
         for future, (n, new) in zip(futures, asked, strict=True)
     ]
     assert sum(same) >= 3, same  # rounding may decide between two tokens that are as likely
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "gemma3-window"])
+@pytest.mark.parametrize("window", [16, 128])
+@pytest.mark.parametrize("numbers", [None, Format.INT16])
+def test_the_loader_sees_that_windows_reach_the_kernels(tiny, kernels, name, window, numbers):
+    config = copy.deepcopy(tiny.reference(name).config)
+    config._attn_implementation = "sdpa"
+    config.sliding_window = window  # one of them too large to be tried out
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    check_model(model, kernels, numbers)
 
 
 def test_int8_is_close(tiny, kernels, quantized, make_engine):
