@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 
 from gptflow.engine.events import Events
+from gptflow.engine.following import Following
 from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.sequence import Chunk, Sequence
 from gptflow.engine.slots import KVSlots
@@ -60,6 +61,7 @@ class Scheduler:
         self._prefill_tokens = prefill_tokens
         self._events = events
         self._waiting = Waiting()
+        self._following = Following()
         self.running: list[Sequence] = []
         self.preemptions = 0
 
@@ -120,7 +122,10 @@ class Scheduler:
         prefilling: list[Sequence] = []
         for sequence in self.running:
             one_row = sequence.remaining == 1 and sequence.branches is None
-            (decoding if one_row else prefilling).append(sequence)
+            if one_row:
+                decoding.append(sequence)
+            elif self._ready(sequence):
+                prefilling.append(sequence)
         budget = self._prefill_tokens
         if decoding:
             budget = max(self._step_tokens - len(decoding), _MIN_PREFILL)
@@ -145,6 +150,8 @@ class Scheduler:
                 if not queue:
                     break
                 sequence = queue.popleft()
+            if not self._ready(sequence):
+                continue
             if sequence is oldest:
                 budget += kept
                 kept = 0
@@ -210,6 +217,28 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         sequence.slot = self._slots.take(sequence.most_tokens)
         self.running.append(sequence)
+        self._restore(sequence)
+        coming = self._following.start(sequence)
+        if not sequence.preempted:  # what is computed twice is accounted for once
+            sequence.cached = sequence.done
+            sequence.charged = max(sequence.done, coming)
+            self._charge(sequence, len(sequence.tokens), 1)
+        self._events.record("admitted", sequence)
+
+    def _ready(self, sequence: Sequence) -> bool:
+        """Whether it has rows to compute, rather than to copy from somebody soon."""
+        if self._following.follows(sequence):
+            if self._following.waits(sequence):
+                return False
+            self._following.stop(sequence)
+            self._restore(sequence)
+            if not sequence.preempted:
+                sequence.cached = sequence.done
+        return True
+
+    def _restore(self, sequence: Sequence) -> None:
+        """Copy into its slot what is known of its beginning."""
+        assert sequence.slot is not None
         saved = sequence.shared
         if saved is None and sequence.prefix is not None:
             saved = self._prefixes.get(sequence.prefix)
@@ -217,10 +246,6 @@ class Scheduler:
             self._slots.restore(sequence.slot, saved)
             sequence.done = saved.shape[3]
             sequence.shared = None
-        if not sequence.preempted:  # what is computed twice is accounted for once
-            sequence.cached = sequence.charged = sequence.done
-            self._charge(sequence, len(sequence.tokens), 1)
-        self._events.record("admitted", sequence)
 
     def _chunk(self, sequence: Sequence, rows: int) -> Chunk:
         chunk = Chunk(sequence, sequence.done, sequence.done + rows)
@@ -235,6 +260,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence, *, wipe: bool = False) -> None:
         assert sequence.slot is not None
+        self._following.stop(sequence)
         # Groups of branches used the same place in turn, the longest not always last.
         used = sequence.most_tokens if sequence.branches else len(sequence.tokens)
         self._slots.release(sequence.slot, used=used, wipe=wipe)
