@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gptflow.engine.native.embedding import HalfEmbedding, is_half
 from gptflow.engine.native.layer import CompiledLayer, is_known
 from gptflow.engine.native.library import Library
 from gptflow.engine.native.linear import Format, QuantizedLinear, Target, is_linear
@@ -20,8 +21,8 @@ def quantize(
 ) -> None:
     """Replace a transformers model's linear layers by integer ones, and free the weights.
 
-    Decoder layers of known architectures are replaced whole. What remains, such as embeddings
-    and norms, is kept in float32.
+    Decoder layers of known architectures are replaced whole. Embeddings that are bfloat16 in the
+    model's file are so in memory; what remains is kept in float32.
 
     Args:
         targets: what adapters add to projections, by module name.
@@ -37,6 +38,8 @@ def quantize(
     for name, module in _find(model, is_linear):
         _replace(model, name, QuantizedLinear(library, module, numbers, targets.get(name)))
     model.float()
+    for name, module in _find(model, is_half):
+        _replace(model, name, HalfEmbedding(module))
 
 
 def _find(model: Any, wanted: Any) -> list[tuple[str, Any]]:

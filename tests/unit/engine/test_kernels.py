@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from gptflow.engine import native
 from gptflow.engine.loader import check_model
 from gptflow.engine.native import build
+from gptflow.engine.native.embedding import HalfEmbedding, is_half
 from gptflow.engine.native.install import quantize
 from gptflow.engine.native.layer import CompiledLayer
 from gptflow.engine.native.library import HEAD_WIDTHS, Cache
@@ -243,3 +244,13 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(native.Unavailable, match="no C\\+\\+ compiler"):
         build.build()
+
+
+def test_embeddings_that_are_bfloat16_stay_so(tiny):
+    ids = torch.tensor([[1, 5, 5, 300]])
+    for name in ("llama", "gemma3-window"):  # Gemma scales what it looks up
+        module = tiny.make_model(name, "half").get_input_embeddings()
+        assert not is_half(module)
+        module.weight.data = module.weight.data.bfloat16().float()
+        assert is_half(module)
+        assert torch.equal(HalfEmbedding(module)(ids), module(ids))
