@@ -18,8 +18,8 @@ from gptflow.engine.slots import KVSlots
 from gptflow.engine.summary import Summary, summarize
 from gptflow.engine.views import View, Views
 
-_LOGIT_ROWS = 128
-"""Rows of logits to hold at a time: 128 rows of 150,000 tokens in float32 are 77 MB."""
+_LOGIT_BYTES = 64 << 20
+"""Logits to hold at a time where only single ones of them are wanted."""
 
 
 class Runner:
@@ -100,8 +100,9 @@ class Runner:
         """
         rows = sorted({row for row, _ in wanted})
         found: list[float] = []
-        for at in range(0, len(rows), _LOGIT_ROWS):
-            block = {row: i for i, row in enumerate(rows[at : at + _LOGIT_ROWS])}
+        size = max(_LOGIT_BYTES // (4 * self._vocabulary), 1)
+        for at in range(0, len(rows), size):
+            block = {row: i for i, row in enumerate(rows[at : at + size])}
             logits = self.logits(hidden[self._tensor(list(block))])
             picked = self._tensor([(block[row], token) for row, token in wanted if row in block])
             values = logits[picked[:, 0], picked[:, 1]]

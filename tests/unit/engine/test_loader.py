@@ -13,7 +13,7 @@ import transformers
 from gptflow.engine import attention, native
 from gptflow.engine.loader import check_config, check_model, load
 from gptflow.errors import ConfigError, ModelCorrupt, ModelNotFound, UnsupportedModel
-from gptflow.heads import Generate
+from gptflow.heads import Embed, Generate
 from gptflow.request import Request
 
 
@@ -178,3 +178,31 @@ def test_using_the_engine_needs_neither_queue_nor_grammars():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3-window", "gpt2"])
+def test_adapters_on_integer_models(tiny, folder, compiler, tmp_path_factory, name):
+    tiny.reference(name).save_pretrained(folder)
+    engine = load(folder, device="cpu", dtype="int16", slots=6, slot_tokens=128, threads=1)
+    models = {None: tiny.reference(name)}
+    try:
+        for seed, rank in ((1, 4), (2, 8)):
+            adapter = tiny.write_lora(
+                tmp_path_factory.mktemp(f"a{seed}") / "lora", name, seed=seed, rank=rank
+            )
+            engine.load_adapter(f"a{seed}", adapter)
+            models[f"a{seed}"] = tiny.merged(name, adapter)
+        ids = tiny.prompt_ids(40)
+        vectors = {
+            alias: engine.submit(
+                Request(prompt=ids, head=Embed(pooling="last", normalize=False, adapter=alias))
+            )
+            for alias in models
+        }
+        for alias, model in models.items():
+            with torch.inference_mode():
+                expected = model.get_decoder()(torch.tensor([ids])).last_hidden_state[0, -1]
+            actual = torch.tensor(vectors[alias].result(30).vector)
+            assert (actual - expected).norm() < 0.02 * expected.norm(), alias
+    finally:
+        engine.close()
