@@ -112,9 +112,12 @@ class PeerProcess:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         watchdog = threading.Timer(self._limit, self._signal, [signal.SIGKILL])
+        watchdog.daemon = True
         watchdog.start()
-        line = self._process.stdout.readline()
-        watchdog.cancel()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            watchdog.cancel()
         if not line:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_LAST_WORDS)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +80,8 @@ def run(
     model: str,
 ) -> None:
     """Measure the engines in turn. About 25 minutes for all of them."""
+    # So that the engines' processes are ended then too: they may be stopped, and deaf to it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     entrants = entrants or [Entrant.parse(name) for name in PEERS]
     out.mkdir(parents=True, exist_ok=True)
     path = find_model(model)

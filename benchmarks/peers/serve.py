@@ -10,14 +10,18 @@ of the others.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1
 
 Generate = Callable[[list[list[int]], list[int]], list[list[int]]]
 """Prompts and how many tokens each one wants, greedily and past any end token, to tokens."""
@@ -43,6 +47,7 @@ class Loaded:
 
 def serve(load: Callable[[Options], Loaded]) -> None:
     """Load the model, then answer until standard input ends."""
+    _die_with_parent()
     # Libraries print as they like: what they print goes to the log, with standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -66,6 +71,12 @@ def serve(load: Callable[[Options], Loaded]) -> None:
         seconds = time.perf_counter() - began
         answer = {"seconds": seconds, "first": [output[0] for output in outputs]}
         print(json.dumps(answer), file=answers)
+
+
+def _die_with_parent() -> None:
+    """Be killed when the runner ends, however it does: a stopped process sees no end of input."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _generate(generate: Generate, work: dict[str, Any]) -> list[list[int]]:
