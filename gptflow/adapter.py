@@ -13,8 +13,6 @@ A head is a linear map of the model's final hidden states, those that its `lm_he
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -22,13 +20,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gptflow.adapter_info import LORA_CONFIG, LORA_WEIGHTS, MANIFEST
 from gptflow.errors import AdapterCorrupt, AdapterMismatch
 from gptflow.heads import Pooling
-
-MANIFEST = "manifest.json"
-LORA_CONFIG = "adapter_config.json"
-LORA_WEIGHTS = "adapter_model.safetensors"
-HEAD_WEIGHTS = "head.safetensors"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEAD_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -238,44 +232,6 @@ class Manifest(_Strict):
                 hint="Train the adapter again, or give the task the adapter's labels.",
             )
         raise AdapterMismatch(f"The adapter for {self.task!r} has no {what}.")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterInfo:
-    """A loaded adapter.
-
-    Attributes:
-        alias: the name that tasks and requests use.
-        sha256: over all its files: what tells one version from another.
-        manifest: None for a bare PEFT folder.
-        rank: the largest rank of its LoRA matrices; 0 if it has heads only.
-        nbytes: that its weights take while they are resident.
-        resident: whether they are; the next request brings them back otherwise.
-    """
-
-    alias: str
-    sha256: str
-    manifest: Manifest | None
-    rank: int
-    nbytes: int
-    resident: bool = True
-
-    @property
-    def reference(self) -> str:
-        """`alias@sha256`, as it stands in a result's provenance."""
-        return f"{self.alias}@{self.sha256}"
-
-    def answers(self, kind: str) -> bool:
-        """Whether it has a head of this kind."""
-        return self.manifest is not None and any(
-            spec.kind == kind for spec in self.manifest.heads.values()
-        )
-
-
-def combine(files: Mapping[str, str]) -> str:
-    """One SHA-256 for a folder: of the lines `<sha256>  <file name>`, sorted by name."""
-    lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _distinct(labels: tuple[Any, ...]) -> None:

@@ -17,7 +17,7 @@ from gptflow.heads import Head, Raw
 from gptflow.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
-    from gptflow.adapter import AdapterInfo
+    from gptflow.adapter_info import AdapterInfo
 
 JobClass = Literal["interactive", "standard", "batch"]
 

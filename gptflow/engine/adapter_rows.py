@@ -12,6 +12,8 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from gptflow.engine.copies import upload
+
 T = TypeVar("T")
 
 _PADDING = 2
@@ -121,7 +123,7 @@ class MaskedRows:
         for start, stop, place in placed.segments:
             owner[start:stop] = place
         mask = owner[:, None] == torch.arange(places)
-        return cls(mask.repeat_interleave(rank, dim=1).to(device))
+        return cls(upload(mask.repeat_interleave(rank, dim=1), device))
 
     def add_(self, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         low = x.to(a.dtype) @ a.flatten(0, 1).T
@@ -153,7 +155,7 @@ def plan(placed: AdapterRows[int], device: torch.device) -> SegmentedRows:
 def _span(rows: list[int], place: int, device: torch.device) -> Span:
     if rows[-1] - rows[0] + 1 == len(rows):
         return Span(slice(rows[0], rows[-1] + 1), place)
-    return Span(torch.tensor(rows, device=device), place)
+    return Span(upload(rows, device), place)
 
 
 def _batch(by_place: dict[int, list[int]], device: torch.device) -> Batch:
@@ -161,7 +163,7 @@ def _batch(by_place: dict[int, list[int]], device: torch.device) -> Batch:
     places: slice | torch.Tensor = slice(low, high + 1)
     # A place in between that is not in use costs a product; copying costs more.
     if high - low + 1 > _PADDING * len(by_place):
-        places = torch.tensor(list(by_place), device=device)
+        places = upload(list(by_place), device)
         groups = list(by_place.values())
     else:
         groups = [by_place.get(place, []) for place in range(low, high + 1)]
@@ -171,7 +173,7 @@ def _batch(by_place: dict[int, list[int]], device: torch.device) -> Batch:
     whole = len(kept) == len(groups) * most
     return Batch(
         places=places,
-        take=torch.tensor(take, device=device),
-        kept=None if whole else torch.tensor(kept, device=device),
-        rows=torch.tensor([row for rows in groups for row in rows], device=device),
+        take=upload(take, device),
+        kept=None if whole else upload(kept, device),
+        rows=upload([row for rows in groups for row in rows], device),
     )

@@ -9,25 +9,27 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from gptflow.adapter import (
+from gptflow.adapter_info import (
     HEAD_WEIGHTS,
     LORA_CONFIG,
     LORA_WEIGHTS,
     MANIFEST,
     AdapterInfo,
-    Manifest,
     combine,
 )
 from gptflow.engine import peft
 from gptflow.engine.lora import LoRABank, LoRAWeights, Projection
 from gptflow.errors import AdapterCorrupt, AdapterMemoryFull, AdapterMismatch, AdapterNotFound
 from gptflow.request import ModelInfo
+
+if TYPE_CHECKING:
+    from gptflow.adapter import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -385,6 +387,9 @@ def _files(name: str, folder: Path) -> tuple[Manifest | None, dict[str, bytes]]:
     if not folder.is_dir():
         raise AdapterNotFound(f"Adapter {name!r}: {folder} is not a folder.")
     if (folder / MANIFEST).is_file():
+        # Only who has one needs pydantic.
+        from gptflow.adapter import Manifest
+
         text = _read(name, folder / MANIFEST)
         manifest = Manifest.parse(text, name=name)
         files = {file: _read(name, folder / file) for file in manifest.files}

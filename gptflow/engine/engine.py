@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
-from gptflow.adapter import AdapterInfo
+from gptflow.adapter_info import AdapterInfo
 from gptflow.engine import deadlines, memory
 from gptflow.engine.adapters import AdapterPool, AdapterReader
 from gptflow.engine.baselines import Baselines
+from gptflow.engine.cuda import Operations
 from gptflow.engine.deadlines import Deadlines
 from gptflow.engine.events import Events
 from gptflow.engine.intake import Intake
@@ -77,6 +78,7 @@ class TorchEngine:
         kv_bytes: most memory for keys and values. By default all slots may be full at the
             same time or, where the system can tell and has less, as many as fit: a sequence
             then waits until its worst case has room.
+        operations: see `Runner`; what is given decides the layout of the cache.
 
     Raises:
         ConfigError: the machine does not have the memory.
@@ -99,6 +101,7 @@ class TorchEngine:
         lora: LoRABank | None = None,
         adapter_bytes: int = 512 << 20,
         kv_bytes: int | None = None,
+        operations: Operations | None = None,
     ) -> None:
         context = min(info.context, slot_tokens)
         weight = next(model.parameters())
@@ -119,12 +122,13 @@ class TorchEngine:
             # The copies of prompts that several continuations share are bounded like prefixes.
             kept=2 * prefix_bytes + adapter_bytes,
             rows=max(prefill_tokens, step_tokens),
+            token_major=True if operations is not None else None,
         )
         self._vocabulary = tokenizer
         self._threads = threads
         self._lora = lora or LoRABank.for_model(model, places=slots)
         self._lora.attach(model)
-        self._runner = Runner(model, self._slots, tokenizer.size, library, self._lora)
+        self._runner = Runner(model, self._slots, tokenizer.size, library, self._lora, operations)
         self._adapters = AdapterPool(
             AdapterReader.for_model(model, self._info, self._lora), adapter_bytes
         )
@@ -288,6 +292,7 @@ class TorchEngine:
             torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
+                self._runner.prepare()
                 while self._gather():
                     self._step()
         except Exception as error:

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from gptflow.engine.adapter_rows import AdapterRows, MaskedRows, Placed, plan
 
 _MASKED_RANKS = 256
-"""On a GPU, the sum of all places' ranks up to which every row goes through every adapter."""
+"""The sum of all places' ranks up to which every row goes through every adapter."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,6 +118,8 @@ class LoRABank:
         device: where the model runs.
         dtype: of the places; by default float32 on a CPU, where batched products of small
             bfloat16 matrices are several times slower, else the model's own.
+        masked: send every row through every adapter and mask, as long as they are not too
+            many: see `MaskedRows`. By default on a GPU.
 
     Attributes:
         targets: by module name.
@@ -133,6 +135,7 @@ class LoRABank:
         places: int,
         device: torch.device,
         dtype: torch.dtype,
+        masked: bool | None = None,
     ) -> None:
         self.targets = {name: LoRATarget(self, p) for name, p in projections.items()}
         self.rows: Placed | None = None
@@ -140,6 +143,7 @@ class LoRABank:
         self._projections = projections
         self._most = places
         self._device = device
+        self._masked = device.type == "cuda" if masked is None else masked
         self._dtype = torch.float32 if device.type == "cpu" else dtype
         self._count = 0
         self._rank = 0
@@ -149,11 +153,15 @@ class LoRABank:
         self._hooks: list[RemovableHandle] = []
 
     @classmethod
-    def for_model(cls, model: torch.nn.Module, *, places: int) -> LoRABank:
+    def for_model(
+        cls, model: torch.nn.Module, *, places: int, masked: bool | None = None
+    ) -> LoRABank:
         """A bank for a transformers model whose linear layers are still its own."""
         weight = next(model.parameters())
         projections = find_projections(model)
-        return cls(projections, places=places, device=weight.device, dtype=weight.dtype)
+        return cls(
+            projections, places=places, device=weight.device, dtype=weight.dtype, masked=masked
+        )
 
     @property
     def nbytes(self) -> int:
@@ -189,8 +197,10 @@ class LoRABank:
         placed = AdapterRows(
             tuple((start, stop, self._places[w.key]) for start, stop, w in rows.segments)
         )
-        if self._device.type == "cuda" and self._count * self._rank <= _MASKED_RANKS:
+        if self._masked and self._count * self._rank <= _MASKED_RANKS:
             self.rows = MaskedRows.of(placed, rows.rows, self._count, self._rank, self._device)
+            # Whoever does not add there has zeros. So all steps of a generation are alike.
+            self._active = frozenset(self._stages)
         else:
             self.rows = plan(placed, self._device)
 

@@ -34,6 +34,7 @@ def settle(
     asked: int | None,
     kept: int,
     rows: int,
+    token_major: bool | None = None,
 ) -> KVSlots:
     """Slots for a model that is loaded already, with a budget that the machine can fill.
 
@@ -43,6 +44,7 @@ def settle(
         asked: bytes that they may take at most; None for what is available.
         kept: bytes that the engine may keep besides, such as prefixes.
         rows: most tokens of one step.
+        token_major: the layout, see `KVSlots`.
 
     Raises:
         ConfigError: there is not enough memory.
@@ -64,7 +66,13 @@ def settle(
         _mib(budget * token_bytes),
     )
     return KVSlots.for_model(
-        config, slots=slots, length=length, like=like, dtype=dtype, budget=budget
+        config,
+        slots=slots,
+        length=length,
+        like=like,
+        dtype=dtype,
+        budget=budget,
+        token_major=token_major,
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from gptflow.adapter import ClassifyHead, Manifest, TagHead
 from gptflow.engine import trained
 from gptflow.engine.adapters import AdapterPool, Lease, LinearHead
 from gptflow.engine.constraints import Grammars
@@ -45,6 +45,9 @@ from gptflow.heads import (
 from gptflow.heads import Pooling as PoolingKind
 from gptflow.prompt import RenderedPrompt
 from gptflow.request import Request
+
+if TYPE_CHECKING:
+    from gptflow.adapter import Manifest
 
 
 class Preparer:
@@ -221,7 +224,7 @@ class Preparer:
 
         def answer(_: Scoring | None) -> Raw:
             spec = manifest.heads[name]
-            assert isinstance(spec, ClassifyHead)
+            assert spec.kind == "classify"
             pooled = sequence.vector(normalize=False)
             return trained.classify(spec, heads[name], pooled, head.labels, _usage(sequence))
 
@@ -238,7 +241,7 @@ class Preparer:
             chosen: dict[str, Chosen] = {}
             for name, each in head.heads.items():
                 spec = manifest.heads[name]
-                assert isinstance(spec, ClassifyHead)
+                assert spec.kind == "classify"
                 chosen[name] = trained.classify(spec, heads[name], pooled, each.labels, Usage())
             return Choices(by_head=chosen, usage=_usage(sequence))
 
@@ -248,7 +251,7 @@ class Preparer:
         manifest, heads = _trained(lease)
         name = manifest.head("tag", head.labels)
         spec = manifest.heads[name]
-        assert isinstance(spec, TagHead)
+        assert spec.kind == "tag"
         ids, prefix = self._encode(request, request.prompt, lora, room=0)
         first, tokens = self._locate(request, copies=2 if spec.echo else 1)
         if not tokens:  # the text is blank

@@ -49,7 +49,8 @@ class Reader:
                         with self._outcomes.alone(sequence):
                             sequence.add(chunk.start, hidden[first : first + len(chunk)])
                 first += len(chunk)
-            logits = self._runner.logits(hidden[[row for row, _ in drawing]]) if drawing else None
+            rows = [row for row, _ in drawing]
+            logits = self._runner.logits(hidden, rows) if drawing else None
         if logits is not None:
             with phases("sampling"):
                 self._draw(logits, [sequence for _, sequence in drawing])

@@ -7,8 +7,10 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from gptflow.engine import attention
-from gptflow.engine.attention import Pack
+from gptflow.engine import attention, cuda
+from gptflow.engine.attention import Attention, Pack
+from gptflow.engine.copies import upload
+from gptflow.engine.cuda import Operations, StepRunner
 from gptflow.engine.lora import LoRABank, segments
 from gptflow.engine.native.library import Library
 from gptflow.engine.native.logits import compiled_summary
@@ -31,6 +33,8 @@ class Runner:
             for alignment, are cut off.
         library: the compiled kernels, to run attention on them.
         lora: the adapters at work, where the model serves any.
+        operations: to compute all attention of a step in one call; by default the GPU's own,
+            where it has them for these slots.
 
     Attributes:
         windows: the sliding windows that the model's layers have asked for so far.
@@ -43,6 +47,7 @@ class Runner:
         vocabulary: int,
         library: Library | None = None,
         lora: LoRABank | None = None,
+        operations: Operations | None = None,
     ) -> None:
         model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         self._decoder: torch.nn.Module = model.get_decoder()  # type: ignore[operator]
@@ -53,14 +58,27 @@ class Runner:
         self._device = next(model.parameters()).device
         self._views = Views(self._device, next(model.parameters()).dtype)
         self._library = library
-        self._caches = caches_of(slots)
+        self._caches = [] if library is None else caches_of(slots)
         self.windows: set[int] = set()
+        self._packed: StepRunner | None = None
+        operations = operations or cuda.operations(slots)
+        if operations is not None:
+            self._packed = StepRunner(
+                self._decode, slots, operations, lora, self._views, self.windows
+            )
+
+    def prepare(self) -> None:
+        """Do now what would make the first steps slow."""
+        if self._packed is not None:
+            self._packed.prepare()
 
     def forward(self, chunks: Rows[Chunk]) -> torch.Tensor:
         """The final hidden states of all chunks' rows, `[rows, width]`, in their order.
 
         Chunks that decode come first. The slots hold the rows' keys and values afterwards.
         """
+        if self._packed is not None:
+            return self._packed.forward(chunks)
         tokens: list[int] = []
         positions: list[int] = []
         for chunk in chunks:
@@ -68,20 +86,22 @@ class Runner:
             positions += chunk.sequence.positions(chunk.start, chunk.stop)
         if self._lora is not None:
             self._lora.begin(segments([(len(chunk), chunk.sequence.lora) for chunk in chunks]))
-        pack = self._pack(chunks)
-        output = self._decoder(
-            input_ids=self._tensor([tokens]),
-            position_ids=self._tensor([positions]),
-            use_cache=False,
-            pack=pack,
-        )
-        if pack.compiled is not None:
-            self.windows |= pack.compiled.windows
-        hidden: torch.Tensor = output.last_hidden_state[0]
+        ids, places = self._tensor([tokens]), self._tensor([positions])
+        if self._library is None:
+            return self._decode(ids, places, self._pack(chunks))
+        step = self._step(self._library, chunks)
+        hidden = self._decode(ids, places, step)
+        self.windows |= step.windows
         return hidden
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Rows of hidden states `[rows, width]` to logits `[rows, vocabulary]` in float32."""
+    def logits(self, hidden: torch.Tensor, rows: Rows[int] | None = None) -> torch.Tensor:
+        """Rows of hidden states `[rows, width]` to logits `[rows, vocabulary]` in float32.
+
+        Args:
+            rows: which ones; by default all.
+        """
+        if rows is not None:
+            hidden = hidden.index_select(0, self._tensor(rows))
         logits: torch.Tensor = self._lm_head(hidden)[:, : self._vocabulary]
         return logits.float()
 
@@ -99,16 +119,16 @@ class Runner:
             wanted: rows of the step, ascending, each with a token to follow it.
         """
         rows = sorted({row for row, _ in wanted})
-        found: list[float] = []
+        found: list[torch.Tensor] = []
         size = max(_LOGIT_BYTES // (4 * self._vocabulary), 1)
         for at in range(0, len(rows), size):
             block = {row: i for i, row in enumerate(rows[at : at + size])}
-            logits = self.logits(hidden[self._tensor(list(block))])
+            logits = self.logits(hidden, list(block))
             picked = self._tensor([(block[row], token) for row, token in wanted if row in block])
             values = logits[picked[:, 0], picked[:, 1]]
             values -= self.summarize(logits).normalizers[picked[:, 0]]
-            found += values.tolist()
-        return found
+            found.append(values)
+        return list(torch.cat(found).tolist())
 
     def _pack(self, chunks: Rows[Chunk]) -> Pack:
         longest = max(chunk.stop for chunk in chunks)
@@ -121,16 +141,11 @@ class Runner:
                     return view(None)
             return self._views.view(chunks, window)
 
-        places = None
-        compiled = None
-        if self._library is not None:
-            compiled = self._step(self._library, chunks)
-        else:
-            places = self._slots.places(
-                [chunk.slot for chunk in chunks for _ in range(len(chunk))],
-                [index for chunk in chunks for index in range(chunk.start, chunk.stop)],
-            )
-        return Pack(self._slots.keys, self._slots.values, places, view, compiled)
+        places = self._slots.places(
+            [chunk.slot for chunk in chunks for _ in range(len(chunk))],
+            [index for chunk in chunks for index in range(chunk.start, chunk.stop)],
+        )
+        return Pack(self._slots, places, view)
 
     def _step(self, library: Library, chunks: Rows[Chunk]) -> Step:
         parts = []
@@ -148,5 +163,10 @@ class Runner:
             adapted=self._lora is not None and self._lora.rows is not None,
         )
 
+    def _decode(self, ids: torch.Tensor, positions: torch.Tensor, pack: Attention) -> torch.Tensor:
+        output = self._decoder(input_ids=ids, position_ids=positions, use_cache=False, pack=pack)
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
     def _tensor(self, values: object) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+        return upload(values, self._device)

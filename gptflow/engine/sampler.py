@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from gptflow.engine.copies import upload
 from gptflow.engine.sequence import Decoding, Sampling
 from gptflow.engine.summary import Summary, summarize
 from gptflow.errors import EngineError
@@ -23,6 +24,9 @@ _COLDEST = 0.01
 
 _CANDIDATES = 512
 """Tokens to sort at first; nearly always enough for top-p, and far fewer than all."""
+
+_ROWS_AT_ONCE = {"cpu": 8, "cuda": 32}
+"""Rows to draw for together: on a CPU as many as stay near the processor."""
 
 
 class Drawn(NamedTuple):
@@ -63,16 +67,30 @@ def sample(
             except Exception as error:  # noqa: BLE001  the caller's to report
                 failed[i] = error
         highest, tokens, _ = summarize(logits)
-    for i, (norm, peak) in enumerate(zip(norms.tolist(), highest.tolist(), strict=True)):
+    lots = [
+        _Lot(i, sequence.sampling, sequence.draw())
+        for i, sequence in enumerate(sequences)
+        if i not in failed and sequence.sampling.temperature >= _COLDEST
+    ]
+    size = _CANDIDATES
+    while True:
+        short = _draw(logits, highest, tokens, lots, size)
+        logprobs = raw.gather(1, tokens[:, None])[:, 0] - norms
+        # All that is read of a step, in one copy: nothing before it waits for the device.
+        rows = torch.stack(
+            [column.double() for column in (tokens, logprobs, norms, highest, short)]
+        )
+        drawn = list(zip(*rows.tolist(), strict=True))
+        lots = [lot for lot in lots if drawn[lot.row][4]]
+        if not lots:
+            break
+        size *= 8
+    for i, (_, _, norm, peak, _) in enumerate(drawn):
         if not math.isfinite(norm):
             failed[i] = EngineError("The model's output for this request is not a number.")
         elif not math.isfinite(peak):
             failed.setdefault(i, EngineError("The grammar and the settings leave no token."))
-        elif i not in failed and sequences[i].sampling.temperature >= _COLDEST:
-            tokens[i] = _draw(logits[i] - peak, sequences[i].sampling, sequences[i].draw())
-    logprobs = raw.gather(1, tokens[:, None])[:, 0] - norms
-    drawn = map(Drawn, tokens.tolist(), logprobs.tolist())
-    return [failed.get(i, row) for i, row in enumerate(drawn)]
+    return [failed.get(i) or Drawn(int(row[0]), row[1]) for i, row in enumerate(drawn)]
 
 
 def _shape(row: torch.Tensor, sequence: Decoding) -> None:
@@ -80,41 +98,104 @@ def _shape(row: torch.Tensor, sequence: Decoding) -> None:
     if sequence.sampling.repetition_penalty != 1:
         _penalise(row, sequence)
     if sequence.constraint is not None:
-        row[~sequence.constraint.mask()] = -torch.inf
+        row.masked_fill_(upload(~sequence.constraint.mask(), row.device), -torch.inf)
 
 
 def _penalise(row: torch.Tensor, sequence: Decoding) -> None:
     """Make the tokens seen so far less likely (Keskar et al. 2019, as in transformers)."""
-    seen = torch.tensor(list(set(sequence.tokens)), device=row.device)
+    seen = upload(list(set(sequence.tokens)), row.device)
     values = row[seen]
     penalty = sequence.sampling.repetition_penalty
     row[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
-def _draw(row: torch.Tensor, sampling: Sampling, number: float) -> int:
-    """Look up `number` in 0..1 in the distribution that the settings leave of a row.
+class _Lot(NamedTuple):
+    """A row to draw for, with its sequence's next random number in 0..1."""
 
-    The row's highest logit is 0, so that dividing by a temperature cannot overflow.
+    row: int
+    sampling: Sampling
+    number: float
+
+    @property
+    def candidates(self) -> int | None:
+        """How many of the likeliest tokens there are to draw from: 0 is no number; None all."""
+        sampling = self.sampling
+        if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+            return None
+        return sampling.top_k
+
+
+def _draw(
+    logits: torch.Tensor, highest: torch.Tensor, tokens: torch.Tensor, lots: Rows[_Lot], size: int
+) -> torch.Tensor:
+    """Draw for some rows, and put what was drawn in its place in `tokens`.
+
+    Each row's arithmetic is its own, whoever is drawn for at the same time.
+
+    Args:
+        size: candidates to look at where the settings do not say how many there are.
+
+    Returns:
+        The rows for which these were too few; `[rows]` of bool.
     """
-    probs = torch.softmax(row / sampling.temperature, dim=-1)
-    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-        return _look_up(probs, number)
-    size = sampling.top_k or _CANDIDATES
-    while True:
-        kept, index = torch.topk(probs, min(size, len(probs)))
-        if sampling.top_k:
-            kept = kept / kept.sum()
-        keep = kept >= sampling.min_p * kept[0]
-        # The token with which the mass reaches p is kept as well.
-        keep &= kept.cumsum(0) - kept < sampling.top_p
-        keep[0] = True  # even where p is 0 in the precision of the row
-        if sampling.top_k or not keep[-1] or len(kept) == len(probs):
-            return int(index[_look_up(torch.where(keep, kept, 0.0), number)])
-        size *= 8
+    short = torch.zeros_like(tokens, dtype=torch.bool)
+    groups: dict[int | None, list[_Lot]] = {}
+    for lot in lots:
+        groups.setdefault(lot.candidates, []).append(lot)
+    block = _ROWS_AT_ONCE[logits.device.type]
+    for candidates, group in groups.items():
+        for at in range(0, len(group), block):
+            some = group[at : at + block]
+            rows = upload([lot.row for lot in some], logits.device)
+            # The highest logit becomes 0, so that dividing by a temperature cannot overflow.
+            scores = logits[rows] - highest[rows, None]
+            settings = upload(
+                [
+                    (lot.number, lot.sampling.temperature, lot.sampling.top_p, lot.sampling.min_p)
+                    for lot in some
+                ],
+                logits.device,
+                torch.double,
+            )
+            tokens[rows], short[rows] = _look_at(scores, settings, candidates, size)
+    return short
 
 
-def _look_up(probs: torch.Tensor, number: float) -> int:
-    mass = probs.double().cumsum(0)
-    place = int(torch.searchsorted(mass, number * mass[-1].item(), right=True))
-    # Rounding may carry the number up to the whole mass: past the last token.
-    return place if place < len(probs) else int(probs.nonzero()[-1])
+def _look_at(
+    scores: torch.Tensor, settings: torch.Tensor, candidates: int | None, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Look up each row's number in the distribution that the settings leave of the row.
+
+    Args:
+        scores: `[rows, vocabulary]`.
+        settings: number, temperature, top-p and min-p; `[rows, 4]`.
+        candidates: see `_Lot`.
+
+    Returns:
+        The tokens, and whether there may be more candidates than `size`; `[rows]` each.
+    """
+    numbers = settings[:, :1]
+    temperatures, top_p, min_p = settings[:, 1:, None].float().unbind(1)
+    probs = torch.softmax(scores / temperatures, dim=-1)
+    if candidates is None:
+        return _look_up(probs, numbers), torch.zeros_like(numbers[:, 0], dtype=torch.bool)
+    vocabulary = probs.shape[1]
+    kept, index = torch.topk(probs, min(candidates or size, vocabulary))
+    if candidates:
+        kept = kept / kept.sum(1, keepdim=True)
+    keep = kept >= min_p * kept[:, :1]
+    # The token with which the mass reaches p is kept as well.
+    keep &= kept.cumsum(1) - kept < top_p
+    keep[:, 0] = True  # even where p is 0 in the precision of the row
+    chosen = index.gather(1, _look_up(torch.where(keep, kept, 0.0), numbers)[:, None])[:, 0]
+    more = keep[:, -1].clone() if not candidates and size < vocabulary else keep[:, 0] & False
+    return chosen, more
+
+
+def _look_up(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Where each number, `[rows, 1]`, falls in its row's probabilities laid end to end."""
+    mass = probs.double().cumsum(1)
+    places = torch.searchsorted(mass, numbers * mass[:, -1:], right=True)[:, 0]
+    # Rounding may carry a number up to the whole mass: past the last token.
+    index = torch.arange(probs.shape[1], device=probs.device)
+    return torch.minimum(places, torch.where(probs > 0, index, 0).amax(1))

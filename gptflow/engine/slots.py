@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from gptflow.engine.copies import upload
+
 _KEPT = 256
 """Tokens whose memory a free slot may keep: it saves short sequences from faulting it in anew."""
 
@@ -30,6 +32,15 @@ class KVSlots:
         slots: sequences that fit at the same time.
         length: tokens that fit in one slot.
         budget: tokens that may be in memory at the same time; all of them by default.
+        token_major: lay the heads of a token side by side, as attention over packed rows
+            wants them, and not the tokens of a head; by default on a GPU. Shapes are the same
+            either way.
+
+    Attributes:
+        keys, values: per layer, `[slots, heads, length, width]`.
+        pools: if token-major, the same memory as `(keys, values)` per layer, each
+            `[slots * length + 1, heads, width]`; else None.
+        spare: the pools' last place, which belongs to no slot.
     """
 
     def __init__(
@@ -43,10 +54,21 @@ class KVSlots:
         dtype: torch.dtype,
         device: torch.device,
         budget: int | None = None,
+        token_major: bool | None = None,
     ) -> None:
-        shape = (2, layers, slots, heads, length, width)
         self.slots, self.length = slots, length
-        self._cache, self._pages = _zeros(shape, dtype, device)
+        self.spare = slots * length
+        self.pools: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None
+        if token_major is None:
+            token_major = device.type == "cuda"
+        if token_major:
+            pools, _ = _zeros((2, layers, self.spare + 1, heads, width), dtype, device)
+            self._pages = None  # they are counted as the head-major layout has them
+            self.pools = tuple(zip(*pools, strict=True))
+            self._cache = pools[:, :, :-1].unflatten(2, (slots, length)).transpose(3, 4)
+        else:
+            size = (2, layers, slots, heads, length, width)
+            self._cache, self._pages = _zeros(size, dtype, device)
         self.budget = slots * length if budget is None or self._pages is None else budget
         self.reserved = 0
         """Tokens that the sequences in the slots may come to write, in whole pages."""
@@ -55,9 +77,7 @@ class KVSlots:
         self._written = [0] * slots  # tokens whose memory has not been given back since
         self._idle = 0  # the sum of these over the free slots
         self.keys = tuple(self._cache[0])
-        """Per layer, `[slots, heads, length, width]`."""
         self.values = tuple(self._cache[1])
-        """Per layer, the same shape."""
         self._free = list(range(slots))
 
     @classmethod
@@ -70,6 +90,7 @@ class KVSlots:
         like: torch.Tensor,
         dtype: torch.dtype | None = None,
         budget: int | None = None,
+        token_major: bool | None = None,
     ) -> KVSlots:
         """Slots for a transformers model, on the device and by default of the type of a weight."""
         layers, heads, width = model_shape(config)
@@ -82,6 +103,7 @@ class KVSlots:
             dtype=dtype or like.dtype,
             device=like.device,
             budget=budget,
+            token_major=token_major,
         )
 
     @staticmethod
@@ -177,22 +199,37 @@ class KVSlots:
                 self._pages.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def places(self, slots: list[int], index: list[int]) -> torch.Tensor:
-        """Row numbers in a layer's cache seen as `[slots * heads * length, width]`.
+        """Where `write` is to put tokens.
 
         Args:
             slots, index: of each token, its slot and its place there.
 
         Returns:
-            Each token's rows, head by head: `[tokens * heads]`.
+            Each token's rows in a layer's cache seen as `[.., width]`, head by head:
+            `[tokens * heads]`. If token-major, its place in a pool: `[tokens]`.
         """
-        heads = self.keys[0].shape[1]
+        heads = 1 if self.pools is not None else self.keys[0].shape[1]
         first = torch.tensor(slots) * (heads * self.length) + torch.tensor(index)
-        places: torch.Tensor = first[:, None] + torch.arange(heads) * self.length
-        return places.flatten().to(device=self._cache.device)
+        if self.pools is None:
+            first = (first[:, None] + torch.arange(heads) * self.length).flatten()
+        return upload(first, self._cache.device)
+
+    def write(
+        self, layer: int, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Put the heads of tokens, `[heads, tokens, width]`, where `places` says."""
+        width = key.shape[2]
+        for new, cache, i in ((key, self.keys[layer], 0), (value, self.values[layer], 1)):
+            rows = new.transpose(0, 1)
+            if self.pools is None:
+                cache.view(-1, width).index_copy_(0, places, rows.reshape(-1, width))
+            else:
+                self.pools[layer][i].index_copy_(0, places, rows)
 
     def save(self, slot: int, tokens: int) -> torch.Tensor:
         """A copy of a slot's first tokens: `[2, layers, heads, tokens, width]`."""
-        return self._cache[:, :, slot, :, :tokens].clone()
+        copy: torch.Tensor = self._cache[:, :, slot, :, :tokens].clone()
+        return copy
 
     def restore(self, slot: int, saved: torch.Tensor) -> None:
         """Put a copy from `save` at the start of a slot."""

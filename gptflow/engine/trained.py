@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Rows
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from gptflow.adapter import ClassifyHead, TagHead
 from gptflow.engine.adapters import LinearHead
 from gptflow.heads import Chosen, Span, Usage
+
+if TYPE_CHECKING:
+    from gptflow.adapter import ClassifyHead, TagHead
 
 
 class Token(NamedTuple):

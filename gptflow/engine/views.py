@@ -7,6 +7,7 @@ from collections.abc import Sequence as Rows
 
 import torch
 
+from gptflow.engine.copies import upload
 from gptflow.engine.sequence import Chunk
 
 
@@ -91,15 +92,15 @@ class Views:
         place: torch.Tensor | None = None
         sizes = lengths
         if size > 2 * len(slots):  # mostly holes: copying is cheaper than attending to them
-            block, size = self._tensor(slots), len(slots)
+            block, size = upload(slots, self._device), len(slots)
         elif slots != list(range(low, low + size)):
-            place = self._tensor([slot - low for slot in slots])
+            place = upload([slot - low for slot in slots], self._device)
             # A hole sees something, so that its softmax is a number.
             sizes = [first + 1] * size
             for slot, length in zip(slots, lengths, strict=True):
                 sizes[slot - low] = length
-        index = torch.arange(first, max(lengths), device=self._device)
-        seen = self._tensor(sizes)[:, None]
+        index = torch.arange(first, max(lengths))
+        seen = torch.tensor(sizes)[:, None]
         visible = index < seen
         if window is not None and max(lengths) > window:
             visible &= index >= seen - window
@@ -134,18 +135,15 @@ class Views:
             if start == 0 and (window is None or stop <= window):
                 return None
             branches = [stop] * stop
-        seen_until = self._tensor(branches[:stop])
-        index = torch.arange(stop, device=self._device)
+        seen_until = torch.tensor(branches[:stop])
+        index = torch.arange(stop)
         visible = index <= index[start:, None]
         visible &= seen_until > index[start:, None]
         if window is not None and stop > window:
-            position = self._tensor(list(sequence.positions(0, stop)))
+            position = torch.tensor(list(sequence.positions(0, stop)))
             visible &= position > position[start:, None] - window
         return self._additive(visible)
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
-        return mask.masked_fill_(~visible, -torch.inf)
-
-    def _tensor(self, values: object) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+        mask = torch.zeros(visible.shape, dtype=self._dtype)
+        return upload(mask.masked_fill_(~visible, -torch.inf), self._device)

@@ -12,9 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import platformdirs
-from filelock import FileLock
-
 log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).parent / "kernels"
@@ -42,6 +39,10 @@ def build() -> Path:
     Raises:
         Unavailable: there is no compiler, or it refuses the source for this processor.
     """
+    # Not at the top: where there is a GPU, torch and transformers are enough.
+    import platformdirs
+    from filelock import FileLock
+
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if platform.system() != "Linux":
         raise Unavailable("the kernels are built on Linux only")

@@ -19,7 +19,6 @@ from gptflow.engine.native.library import (
 from gptflow.engine.native.linear import Format, Target, multiply, pack
 
 if TYPE_CHECKING:
-    from gptflow.engine.attention import Pack
     from gptflow.engine.native.step import Step
 
 _LAYERS = frozenset(
@@ -95,21 +94,19 @@ class CompiledLayer(torch.nn.Module):
         hidden_states: torch.Tensor,
         *_: Any,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        pack: Pack,
+        pack: Step,
         **__: Any,
     ) -> torch.Tensor:
         """Runs the layer on `hidden_states`, `[1, rows, width]`, in place."""
-        step = pack.compiled
-        assert step is not None, "a model with compiled layers is run by a compiled step"
         x = hidden_states[0]
         cosines, sines = (table[0].contiguous() for table in position_embeddings)
-        if step.adapted:
-            self._run_adapted(step, x, cosines, sines)
+        if pack.adapted:
+            self._run_adapted(pack, x, cosines, sines)
             return hidden_states
-        items, count = step.items(self._window)
+        items, count = pack.items(self._window)
         self._library.layer(
             address(self._structure),
-            address(step.caches[self._index]),
+            address(pack.caches[self._index]),
             items,
             count,
             x.data_ptr(),
