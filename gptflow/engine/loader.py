@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +109,7 @@ def load(
         model, lora = loader.submit(
             _open, folder, config, where, chosen, library, places=slots
         ).result()
+    _give_back_memory()
     info = ModelInfo(
         id=model_id or folder.name,
         sha256=sha256 or _sha256(weights),
@@ -128,6 +130,12 @@ def load(
         lora=lora,
         adapter_bytes=adapter_bytes,
     )
+
+
+def _give_back_memory() -> None:
+    """Return to the system what opening the model took for a while; glibc would keep it."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_config(folder: Path) -> tuple[Any, int]:

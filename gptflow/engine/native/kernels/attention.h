@@ -49,6 +49,7 @@ inline void store16(half_t* p, __m512 x) {
 
 constexpr int kQueryRows = 32;  // rows of a sequence that share a widened tile
 constexpr int kKeys = 64;       // keys in a tile
+constexpr int kKeysAhead = 32;  // how far ahead one row asks for keys
 
 struct Scratch {
   std::vector<float> scores, keys, values, queries, out, peaks, sums;
@@ -74,7 +75,7 @@ inline Sight sight(const Item& item, int row, int window) {
 template <typename T>
 inline void fetch(const T* from, int count) {
   const char* at = reinterpret_cast<const char*>(from);
-  for (size_t i = 0; i < count * sizeof(T); i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+  for (size_t i = 0; i < count * sizeof(T); i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
 }
 
 // One row. `query` holds the group's heads [group][width] (scaled), `out` likewise.
@@ -88,13 +89,14 @@ void attend_one(const T* keys, const T* values, const float* query, int group, i
   alignas(64) float tile[kLanes * width];
   for (int key = 0; key < count; key += kLanes) {
     const int there = std::min(kLanes, count - key);
-    // The next keys, and the values that these will be mixed with.
-    fetch(keys + static_cast<size_t>(first + key + 2 * kLanes) * width, kLanes * width);
-    fetch(values + static_cast<size_t>(first + key) * width, kLanes * width);
-    for (int j = 0; j < there; ++j)
+    for (int j = 0; j < there; ++j) {
+      // The keys that come next, and the value that this key is going to weigh.
+      fetch(keys + static_cast<size_t>(first + key + j + kKeysAhead) * width, width);
+      fetch(values + static_cast<size_t>(first + key + j) * width, width);
       for (int v = 0; v < V; ++v)
         _mm512_store_ps(tile + j * width + v * kLanes,
                         load16(keys + static_cast<size_t>(first + key + j) * width + v * kLanes));
+    }
     if (there < kLanes) std::memset(tile + there * width, 0, sizeof(float) * (kLanes - there) * width);
     for (int g = 0; g < group; ++g) {
       __m512 sums[kLanes];
