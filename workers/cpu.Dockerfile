@@ -16,6 +16,8 @@ RUN pip install -c constraints.txt '.[runtime]' ./workers ./plugins/customer_ser
     ./plugins/recommendation_scoring ./plugins/code_generation
 
 FROM python:3.12-slim
+# The engine builds its kernels for the very processor that it finds itself on.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/gptflow /opt/gptflow
 ENV PATH=/opt/gptflow/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN useradd --system --uid 10001 --home-dir /var/lib/gptflow gptflow \
