@@ -10,6 +10,7 @@ cost does.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -24,10 +25,13 @@ from safetensors.torch import save_file
 from gptflow.config import Settings
 from gptflow.engine import TorchEngine, load
 from gptflow.engine.bench import Item, workload
-from gptflow.engine.lora import Projection
+from gptflow.engine.lora_weights import Projection
 from gptflow.heads import Generate
 from gptflow.models import ModelStore
 from gptflow.request import Request
+
+_SHARED = 96
+"""Tokens that all requests of the workload `mixed` begin with."""
 
 
 def write_adapter(
@@ -45,6 +49,15 @@ def write_adapter(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
+
+
+def requests(count: int, seed: int) -> list[Item]:
+    """Lengths that are always the same, a beginning that is too, and ends that are new."""
+    ends = workload("mixed", count, seed=seed)
+    return [
+        Item(ids=same["ids"][:_SHARED] + end["ids"][: len(same["ids"])][_SHARED:], new=same["new"])
+        for same, end in zip(workload("mixed", count), ends, strict=True)
+    ]
 
 
 def run(engine: TorchEngine, items: list[Item], count: int) -> float:
@@ -86,9 +99,9 @@ def main() -> None:
         slot_tokens=512,
         adapter_bytes=4 << 30,
     )
-    items = workload("mixed", given.requests)
     settings = [0, 1, *given.adapters]
-    seconds: dict[int, list[float]] = {count: [] for count in settings}
+    seeds = itertools.count(1)
+    rates_of: dict[int, list[float]] = {count: [] for count in settings}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(max(settings)):
             written = write_adapter(
@@ -97,13 +110,13 @@ def main() -> None:
             engine.load_adapter(f"a{i}", written)
         for round_ in range(1 + given.rounds):  # the first one warms up
             for count in settings:
-                took = run(engine, items, count)
+                items = requests(given.requests, next(seeds))
+                rate = sum(item["new"] for item in items) / run(engine, items, count)
                 if round_:
-                    seconds[count].append(took)
+                    rates_of[count].append(rate)
         stats = engine.stats()
         engine.close()
-    tokens = sum(item["new"] for item in items)
-    speed = {count: tokens / statistics.median(times) for count, times in seconds.items()}
+    speed = {count: statistics.median(rates) for count, rates in rates_of.items()}
     report: dict[str, Any] = {
         "model": model.name,
         "dtype": engine.model.dtype,

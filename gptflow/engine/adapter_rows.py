@@ -8,29 +8,15 @@ and masks: more arithmetic, but its shapes depend on nothing, as CUDA graphs nee
 from __future__ import annotations
 
 import dataclasses
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
 from gptflow.engine.copies import upload
-
-T = TypeVar("T")
+from gptflow.engine.lora_weights import AdapterRows
 
 _PADDING = 2
 """A batched product may be so many times as large as its rows are."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class AdapterRows(Generic[T]):
-    """Whose the rows of a step are; rows that are in no segment have no adapter.
-
-    Attributes:
-        segments: `(start, stop, adapter)`, ascending.
-        rows: of the whole step.
-    """
-
-    segments: tuple[tuple[int, int, T], ...]
-    rows: int = 0
 
 
 class Placed(Protocol):
@@ -114,22 +100,20 @@ class MaskedRows:
 
     mask: torch.Tensor
 
-    @classmethod
-    def of(
-        cls, placed: AdapterRows[int], rows: int, places: int, rank: int, device: torch.device
-    ) -> MaskedRows:
-        """The mask of a step of so many rows."""
-        owner = torch.full((rows,), -1)
-        for start, stop, place in placed.segments:
-            owner[start:stop] = place
-        mask = owner[:, None] == torch.arange(places)
-        return cls(upload(mask.repeat_interleave(rank, dim=1), device))
-
     def add_(self, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         low = x.to(a.dtype) @ a.flatten(0, 1).T
         # Not a product with the mask: zero times infinity is not a number.
         low = low.masked_fill(~self.mask, 0)
         y += (low @ b.flatten(0, 1)).to(y.dtype)
+
+
+def mask_of(placed: AdapterRows[int], places: int, rank: int, device: torch.device) -> torch.Tensor:
+    """The mask of a step; see `MaskedRows`."""
+    owner = torch.full((placed.rows,), -1)
+    for start, stop, place in placed.segments:
+        owner[start:stop] = place
+    mask = owner[:, None] == torch.arange(places)
+    return upload(mask.repeat_interleave(rank, dim=1), device)
 
 
 def plan(placed: AdapterRows[int], device: torch.device) -> SegmentedRows:

@@ -24,7 +24,8 @@ from gptflow.adapter_info import (
     combine,
 )
 from gptflow.engine import peft
-from gptflow.engine.lora import LoRABank, LoRAWeights, Projection
+from gptflow.engine.lora import LoRABank
+from gptflow.engine.lora_weights import LoRAWeights, Projection
 from gptflow.errors import AdapterCorrupt, AdapterMemoryFull, AdapterMismatch, AdapterNotFound
 from gptflow.request import ModelInfo
 
@@ -95,13 +96,12 @@ class AdapterReader:
     @classmethod
     def for_model(cls, model: Any, info: ModelInfo, lora: LoRABank) -> AdapterReader:
         """A reader for a transformers model and its bank."""
-        weight = next(model.parameters())
         return cls(
             info,
             {name: target.projection for name, target in lora.targets.items()},
             width=model.config.hidden_size,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=lora.kept_in,
+            device=lora.device,
         )
 
     def read(self, name: str, folder: Path) -> Adapter:

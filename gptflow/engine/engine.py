@@ -31,7 +31,8 @@ from gptflow.engine.cuda import Operations
 from gptflow.engine.deadlines import Deadlines
 from gptflow.engine.events import Events
 from gptflow.engine.intake import Intake
-from gptflow.engine.lora import LoRABank, Projection
+from gptflow.engine.lora import LoRABank
+from gptflow.engine.lora_weights import Projection
 from gptflow.engine.native import Library
 from gptflow.engine.outcomes import Outcomes, told
 from gptflow.engine.pending import Pending, fail, succeed
@@ -126,7 +127,7 @@ class TorchEngine:
         )
         self._vocabulary = tokenizer
         self._threads = threads
-        self._lora = lora or LoRABank.for_model(model, places=slots)
+        self._lora = lora or LoRABank.for_model(model, places=slots, library=library)
         self._lora.attach(model)
         self._runner = Runner(model, self._slots, tokenizer.size, library, self._lora, operations)
         self._adapters = AdapterPool(

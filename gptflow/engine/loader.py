@@ -171,7 +171,9 @@ def _open(
         raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
     model.to(device).eval()
     model.config.pad_token_id = None  # with one, GPT-2 looks for padding at every step
-    lora = LoRABank.for_model(model, places=places)
+    lora = LoRABank.for_model(
+        model, places=places, library=library, half=_FORMATS.get(dtype) is not None
+    )
     check_model(model, library, _FORMATS.get(dtype), lora)
     return model, lora
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gptflow.engine.lora import LoRAWeights, Projection
+from gptflow.engine.lora_weights import LoRAWeights, Projection
 from gptflow.errors import AdapterCorrupt, AdapterMismatch
 
 _PREFIX = "base_model.model."

@@ -11,7 +11,8 @@ from gptflow.engine import attention, cuda
 from gptflow.engine.attention import Attention, Pack
 from gptflow.engine.copies import upload
 from gptflow.engine.cuda import Operations, StepRunner
-from gptflow.engine.lora import LoRABank, segments
+from gptflow.engine.lora import LoRABank
+from gptflow.engine.lora_weights import rows_by_adapter
 from gptflow.engine.native.library import Library
 from gptflow.engine.native.logits import compiled_summary
 from gptflow.engine.native.step import Part, Step, caches_of
@@ -85,7 +86,9 @@ class Runner:
             tokens += chunk.sequence.tokens[chunk.start : chunk.stop]
             positions += chunk.sequence.positions(chunk.start, chunk.stop)
         if self._lora is not None:
-            self._lora.begin(segments([(len(chunk), chunk.sequence.lora) for chunk in chunks]))
+            self._lora.begin(
+                rows_by_adapter([(len(chunk), chunk.sequence.lora) for chunk in chunks])
+            )
         ids, places = self._tensor([tokens]), self._tensor([positions])
         if self._library is None:
             return self._decode(ids, places, self._pack(chunks))

@@ -16,7 +16,7 @@ from gptflow.request import JobClass
 if TYPE_CHECKING:
     from gptflow.engine.constraints import Constraint
     from gptflow.engine.detokenizer import Detokenizer
-    from gptflow.engine.lora import LoRAWeights
+    from gptflow.engine.lora_weights import LoRAWeights
     from gptflow.engine.pending import Pending
     from gptflow.engine.prefix import Prefix
 

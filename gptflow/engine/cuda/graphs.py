@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from gptflow.engine.adapter_rows import MaskedRows
 from gptflow.engine.cuda.inputs import Inputs, inputs
 from gptflow.engine.cuda.operations import Record
-from gptflow.engine.lora import LoRABank, segments
+from gptflow.engine.lora import LoRABank
+from gptflow.engine.lora_weights import rows_by_adapter
 from gptflow.engine.sequence import Chunk
 from gptflow.engine.slots import KVSlots
 
@@ -97,32 +97,31 @@ class DecodeGraphs:
         if self._failed or size is None:
             return None
         recorded = self._plain[size]
-        rows = segments([(1, chunk.sequence.lora) for chunk in chunks])
+        rows = rows_by_adapter([(1, chunk.sequence.lora) for chunk in chunks])
         if self._lora is not None and rows is not None:
             self._lora.begin(dataclasses.replace(rows, rows=size))
-            masked = self._lora.rows
-            if not isinstance(masked, MaskedRows):  # too many adapters to go through all
+            mask = self._lora.mask
+            if mask is None:  # too many adapters to go through all
                 return None
-            adapted = self._for_adapters(size, masked, self._lora)
+            adapted = self._for_adapters(size, mask, self._lora)
             if adapted is None:
                 return None
             assert adapted.mask is not None
-            adapted.mask.copy_(masked.mask)
+            adapted.mask.copy_(mask)
             recorded = adapted
         recorded.given.fill(inputs(chunks, self._slots, pad_to=size))
         recorded.run()
         # The next run overwrites it.
         return recorded.hidden[0][: len(chunks)].clone()
 
-    def _for_adapters(self, size: int, rows: MaskedRows, lora: LoRABank) -> _Recorded | None:
+    def _for_adapters(self, size: int, like: torch.Tensor, lora: LoRABank) -> _Recorded | None:
         """A recording that reads the adapters where they are now."""
         if self._generation != lora.generation or self._record_adapted is None:
             self._adapted.clear()
             self._generation = lora.generation
             self._record_adapted = self._recorder()
         if size not in self._adapted:
-            mask = torch.zeros_like(rows.mask)
-            lora.rows = MaskedRows(mask)
+            lora.mask = mask = torch.zeros_like(like)
             made = self._make(size, self._record_adapted, mask)
             if made is None:
                 return None

@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812  torch's own custom
 from gptflow.engine.cuda.graphs import DecodeGraphs
 from gptflow.engine.cuda.inputs import Inputs, inputs
 from gptflow.engine.cuda.operations import Operations, VarlenAttention
-from gptflow.engine.lora import LoRABank, segments
+from gptflow.engine.lora import LoRABank
+from gptflow.engine.lora_weights import rows_by_adapter
 from gptflow.engine.sequence import Chunk
 from gptflow.engine.slots import KVSlots
 from gptflow.engine.views import Views
@@ -167,7 +168,9 @@ class StepRunner:
             if hidden is not None:
                 return hidden
         if self._lora is not None:
-            self._lora.begin(segments([(len(chunk), chunk.sequence.lora) for chunk in chunks]))
+            self._lora.begin(
+                rows_by_adapter([(len(chunk), chunk.sequence.lora) for chunk in chunks])
+            )
         given = inputs(chunks, self._slots).to(self._device)
         branches = Branches(chunks, self._views) if branching else None
         return self._run(given, longest, branches)

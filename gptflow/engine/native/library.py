@@ -83,6 +83,12 @@ class Layer(Structure):
     ]
 
 
+class Matrices(Structure):
+    """One adapter's matrices; see adapt.h."""
+
+    _fields_: ClassVar[Any] = [("a", c_void_p), ("b", c_void_p), ("rank", c_int32)]
+
+
 _ITEMS = POINTER(Item)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gf_packed_size": (c_int64, [c_int32, c_int32, c_int32, c_int32]),
@@ -92,6 +98,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gf_summarize": (
         None,
         [c_void_p, c_int32, c_int32, c_int64, c_void_p, c_void_p, c_void_p],
+    ),
+    "gf_adapt": (
+        None,
+        [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p, POINTER(Matrices)]
+        + [c_int32] * 4,
     ),
     "gf_gate": (None, [c_void_p, c_int32, c_int32, c_int32, c_void_p]),
     "gf_attend_rotary": (

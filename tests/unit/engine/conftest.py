@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptflow.engine import native
 from gptflow.engine.engine import TorchEngine
-from gptflow.engine.lora import find_projections
+from gptflow.engine.lora_weights import find_projections
 from gptflow.engine.native import Library
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.request import ModelInfo

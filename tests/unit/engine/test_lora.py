@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gptflow.engine.adapter_rows import AdapterRows, MaskedRows, plan
-from gptflow.engine.lora import LoRABank, LoRAWeights, Projection, find_projections, segments
+from gptflow.engine import native
+from gptflow.engine.adapter_rows import MaskedRows, mask_of, plan
+from gptflow.engine.lora import LoRABank
+from gptflow.engine.lora_weights import (
+    AdapterRows,
+    LoRAWeights,
+    Projection,
+    find_projections,
+    rows_by_adapter,
+)
+from gptflow.engine.native.adapt import CompiledRows
+from gptflow.engine.native.install import quantize
+from gptflow.engine.native.linear import Format
 from gptflow.heads import Choose, Embed, Generate, Json, Score
 from gptflow.prompt import Prompt
 from gptflow.request import Request
 
 LABELS = ("good", "very bad news", "very bad")
+
+ALSO_COMPILED = True
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    try:
+        return native.load()
+    except native.Unavailable:
+        return None
 
 
 def ask(ids, new, adapter=None, **more):
@@ -164,12 +187,60 @@ def test_an_adapter_changed_mid_decode_serves_new_requests_only(tiny, make_engin
     assert engine.stats()["adapter_bytes"] == 0
 
 
+def test_integer_layers_add_what_adapters_do(tiny, make_engine, tmp_path, name, kernels):
+    if kernels is None:
+        pytest.skip("there are no compiled kernels here")
+    model = copy.deepcopy(tiny.reference(name))
+    bank = LoRABank.for_model(model, places=8, library=kernels, half=True)
+    quantize(model, kernels, Format.INT16, bank.targets)
+    engine = make_engine(name, model=model, kernels=kernels, lora=bank)
+    models = {None: tiny.reference(name)}
+    for seed in (1, 2):
+        folder = tiny.write_lora(tmp_path / str(seed), name, seed=seed)
+        engine.load_adapter(f"a{seed}", folder)
+        models[f"a{seed}"] = tiny.merged(name, folder)
+    ids = tiny.prompt_ids(30)
+    futures = {
+        alias: engine.submit(
+            Request(prompt=ids, head=Embed(pooling="last", normalize=False, adapter=alias))
+        )
+        for alias in models
+    }
+    for alias, future in futures.items():
+        with torch.inference_mode():
+            hidden = models[alias].get_decoder()(torch.tensor([ids])).last_hidden_state[0, -1]
+        vector = torch.tensor(future.result(30).vector)
+        assert (vector - hidden).norm() / hidden.norm() < 0.01
+
+
+def compiled(kernels, placed, a, b, dtype):
+    """The kernel's way, called like the others; a second layer's matrices lie before these."""
+    projection = Projection("layer", "group", 1, a.shape[2], b.shape[2])
+    weights = [
+        LoRAWeights(
+            str(i), a.shape[1], {"group": (_after_noise(a[i], dtype), _after_noise(b[i], dtype))}
+        )
+        for i in range(len(a))
+    ]
+    rows = AdapterRows(tuple((i, j, weights[w]) for i, j, w in placed.segments), placed.rows)
+    found = CompiledRows(kernels, rows)
+    return SimpleNamespace(add_=lambda x, y, a, b: found.add_(projection, x, y))
+
+
+def _after_noise(matrix, dtype):
+    return torch.stack([torch.full_like(matrix, 1e3), matrix]).to(dtype)
+
+
 @pytest.mark.parametrize("strided", [False, True])
-def test_every_way_of_adding_gives_the_same(strided):
+@pytest.mark.parametrize(
+    ("rank", "fan_in", "fan_out"), [(3, 10, 7), (8, 64, 33), (5, 48, 96), (1, 17, 16)]
+)
+def test_every_way_of_adding_gives_the_same(strided, rank, fan_in, fan_out, kernels):
     generator = torch.Generator().manual_seed(5)
-    places, rank, fan_in, fan_out, rows = 6, 3, 10, 7, 24
-    a = torch.randn(places, rank, fan_in, generator=generator)
-    b = torch.randn(places, rank, fan_out, generator=generator)
+    places, rows = 6, 24
+    # Numbers that half precision holds exactly.
+    a = torch.randn(places, rank, fan_in, generator=generator).half().float()
+    b = torch.randn(places, rank, fan_out, generator=generator).half().float()
     x = torch.randn(rows, fan_in, generator=generator)
     for trial in range(40):
         dice = torch.Generator().manual_seed(trial)
@@ -177,7 +248,9 @@ def test_every_way_of_adding_gives_the_same(strided):
         owners = torch.randint(-1, kinds - 1, (rows,), generator=dice)
         if trial % 2:  # prompts: rows of one adapter lie together
             owners = owners.sort().values
-        found = AdapterRows(tuple((i, i + 1, int(o)) for i, o in enumerate(owners) if o >= 0))
+        found = AdapterRows(
+            tuple((i, i + 1, int(o)) for i, o in enumerate(owners) if o >= 0), rows=rows
+        )
         if not found.segments:
             continue
         expected = torch.ones(rows, fan_out)
@@ -185,21 +258,27 @@ def test_every_way_of_adding_gives_the_same(strided):
             if owner >= 0:
                 expected[i] += (x[i] @ a[owner].T) @ b[owner]
         cpu = torch.device("cpu")
-        for way in (plan(found, cpu), MaskedRows.of(found, rows, places, rank, cpu)):
+        ways = [plan(found, cpu), MaskedRows(mask_of(found, places, rank, cpu))]
+        if kernels is not None:
+            ways += [compiled(kernels, found, a, b, dtype) for dtype in (torch.float, torch.half)]
+        for way in ways:
             whole = torch.ones(rows, 3 * fan_out)
             y = whole[:, fan_out : 2 * fan_out] if strided else torch.ones(rows, fan_out)
             way.add_(x, y, a, b)
-            torch.testing.assert_close(y, expected)
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
             assert (whole[:, :fan_out] == 1).all()
 
 
-def test_a_neighbours_infinity_stays_its_own():
+def test_a_neighbours_infinity_stays_its_own(kernels):
     a, b = torch.ones(2, 1, 4), torch.ones(2, 1, 3)
     x = torch.ones(2, 4)
     x[0] = float("inf")
-    rows = AdapterRows(((0, 1, 0), (1, 2, 1)))
+    rows = AdapterRows(((0, 1, 0), (1, 2, 1)), rows=2)
     cpu = torch.device("cpu")
-    for way in (plan(rows, cpu), MaskedRows.of(rows, 2, 2, 1, cpu)):
+    ways = [plan(rows, cpu), MaskedRows(mask_of(rows, 2, 1, cpu))]
+    if kernels is not None:
+        ways.append(compiled(kernels, rows, a, b, torch.float))
+    for way in ways:
         y = torch.zeros(2, 3)
         way.add_(x, y, a, b)
         assert y[1].tolist() == [4.0, 4.0, 4.0]
@@ -224,7 +303,7 @@ def test_places_are_reused_and_grow():
         chosen = [all_[int(i)] for i in torch.randperm(12, generator=dice)[:count]]
         if trial % 5 == 0:
             bank.forget(chosen[0].key)
-        bank.begin(segments([(1, None), *((1, w) for w in chosen)]))
+        bank.begin(rows_by_adapter([(1, None), *((1, w) for w in chosen)]))
         y = torch.zeros(1 + count, 4)
         target.add_(x[: 1 + count], y)
         assert y[0].tolist() == [0.0] * 4

@@ -1,4 +1,5 @@
 // The kernels as plain C functions. All pointers are to dense float32 rows unless said otherwise.
+#include "adapt.h"
 #include "attention.h"
 #include "linear.h"
 #include "logits.h"
@@ -71,6 +72,15 @@ void gf_pack(const float* weight, const float* second, int32_t outputs, int32_t 
 void gf_rms_norm(const float* x, const float* weight, float epsilon, int32_t rows, int32_t width,
                  float* y) {
   rms_norm(x, weight, epsilon, rows, width, y);
+}
+
+// What adapters add: y[row] += (x[row] A^T) B, with the matrices of one layer of the row's
+// adapter. Rows of x and y are so many floats apart. half: the matrices have half precision.
+void gf_adapt(const float* x, int64_t x_stride, float* y, int64_t y_stride, const Block* blocks,
+              int32_t count, const int32_t* order, const Matrices* adapters, int32_t layer,
+              int32_t inputs, int32_t outputs, int32_t half) {
+  (half ? adapt<uint16_t> : adapt<float>)(x, x_stride, y, y_stride, blocks, count, order, adapters,
+                                          layer, inputs, outputs);
 }
 
 void gf_linear(const Linear* linear, const float* x, int32_t rows, int32_t inputs, float* y) {
