@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
@@ -59,6 +60,30 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_data_path("gptflow"),
         description="where the embedded server and the monitors keep their data",
     )
+    engine: Literal["torch", "openai"] = Field(
+        "torch", description="what runs the model: this process, or a server (see openai_url)"
+    )
+    openai_url: str | None = Field(
+        None, description="of an OpenAI-compatible server: vLLM, SGLang, llama.cpp"
+    )
+    openai_model: str | None = Field(
+        None, description="as that server calls it; its only one by default"
+    )
+    openai_api_key: SecretStr | None = Field(None, description="of that server")
+    openai_tokenizer: Path | None = Field(
+        None, description="folder with the model's tokenizer.json; else that server tokenises"
+    )
+    openai_context: int | None = Field(
+        None, ge=64, description="most tokens of one sequence, where that server does not tell"
+    )
+    openai_pooling: Literal["mean", "last"] | None = Field(
+        None, description="how that server pools embeddings"
+    )
+    openai_timeout: float = Field(
+        600, gt=0, description="seconds without a byte before an answer is given up"
+    )
+    openai_parallel: int = Field(256, ge=1, le=4096, description="HTTP requests in flight")
+    openai_wait: float = Field(60, ge=0, description="seconds to wait for that server to come up")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "int16", "int8"] = Field(
         "auto", description="of the weights; auto takes the fastest that answers like float32"
@@ -93,10 +118,23 @@ class Settings(BaseSettings):
             return value
         return tuple(name for part in value.split(",") if (name := part.strip())) or None
 
-    @field_validator("cache_dir", "data_dir")
+    @field_validator("cache_dir", "data_dir", "openai_tokenizer")
     @classmethod
-    def _expand(cls, path: Path) -> Path:
-        return path.expanduser()
+    def _expand(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser()
+
+    @field_validator("openai_url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give http://HOST:PORT or https://HOST")
+        if parts.username or parts.password or parts.query:
+            # Addresses end up in logs.
+            raise ValueError("the address may hold no secrets; use openai_api_key")
+        return url
 
     @classmethod
     def settings_customise_sources(

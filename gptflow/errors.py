@@ -36,6 +36,7 @@ trying again can help. A message says what happened and to which object; `hint` 
         ├── AdapterCorrupt          GF706   an adapter's file is missing, malformed or altered
         ├── AdapterMismatch         GF707   an adapter made for something else: model, task, layers
         ├── AdapterMemoryFull       GF708   all resident adapters are in use; no room for one more
+        ├── ServerUnavailable       GF709   the model server cannot be reached, or is overloaded
         └── SandboxUnavailable      GF710   nothing on this machine can contain generated code
 """
 
@@ -270,6 +271,12 @@ class AdapterMemoryFull(EngineError):
     """The adapter does not fit beside those that requests are using at the moment."""
 
     code, retryable = "GF708", True
+
+
+class ServerUnavailable(EngineError):
+    """The server that holds the model cannot be reached, or has no room now."""
+
+    code, retryable = "GF709", True
 
 
 class SandboxUnavailable(EngineError):

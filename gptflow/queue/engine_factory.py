@@ -6,22 +6,25 @@ import importlib.util
 import logging
 
 from gptflow.config import Settings
-from gptflow.errors import MissingDependency
+from gptflow.errors import ConfigError, MissingDependency
 from gptflow.request import Engine
 
 logger = logging.getLogger(__name__)
 
 _RUNTIME = ("torch", "transformers", "safetensors", "llguidance")
+_REMOTE = ("httpx2", "jsonschema", "tokenizers")
 
 SCRIPTED = "scripted"
 """`GPTFLOW_MODEL=scripted` serves canned answers: for testing a queue without a model."""
 
 
 def load_engine(settings: Settings) -> Engine:
-    """Load the settings' model, pulling it first where it is missing.
+    """Load the settings' model, pulling it first where it is missing, or find its server.
 
     Raises:
-        MissingDependency: torch or transformers is not installed.
+        MissingDependency: a package that the engine needs is not installed.
+        ConfigError: the settings of a model server are incomplete or do not fit it.
+        ServerUnavailable: the model server cannot be reached.
         ModelError: the model is not to be had, or is not one that the engine serves.
     """
     if settings.model == SCRIPTED:
@@ -29,12 +32,9 @@ def load_engine(settings: Settings) -> Engine:
 
         logger.warning("There is no model: every answer is scripted (GPTFLOW_MODEL=scripted).")
         return ScriptedEngine()
-    for package in _RUNTIME:
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependency(
-                f"Running a model needs the package {package!r}.",
-                hint="pip install 'gptflow[runtime]'",
-            )
+    if settings.engine == "openai":
+        return _connect(settings)
+    _require(_RUNTIME, "Running a model", extra="runtime")
     from gptflow.models import ModelStore
 
     model = ModelStore(
@@ -55,3 +55,36 @@ def load_engine(settings: Settings) -> Engine:
         sha256=model.sha256,
     )
     return engine
+
+
+def _connect(settings: Settings) -> Engine:
+    if settings.openai_url is None:
+        raise ConfigError(
+            "The engine is a model server (engine = openai), and no server is named.",
+            hint="Set GPTFLOW_OPENAI_URL, such as http://127.0.0.1:8000/v1.",
+        )
+    _require(_REMOTE, "Asking a model server", extra="openai")
+    from gptflow.engine.openai import connect
+    from gptflow.engine.tokenizer import Vocabulary
+
+    folder, key = settings.openai_tokenizer, settings.openai_api_key
+    engine: Engine = connect(
+        settings.openai_url,
+        model=settings.openai_model,
+        api_key=None if key is None else key.get_secret_value(),
+        vocabulary=None if folder is None else Vocabulary.from_folder(folder),
+        context=settings.openai_context,
+        pooling=settings.openai_pooling,
+        timeout=settings.openai_timeout,
+        parallel=settings.openai_parallel,
+        wait=settings.openai_wait,
+    )
+    return engine
+
+
+def _require(packages: tuple[str, ...], what: str, *, extra: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(
+                f"{what} needs the package {package!r}.", hint=f"pip install 'gptflow[{extra}]'"
+            )
