@@ -202,6 +202,13 @@ def test_the_same_seed_draws_the_same(remote):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_the_repetition_penalty_is_that_of_the_torch_engine(remote, local):
+    prompt = RenderedPrompt.plain("one two one two one two one")
+    head = Generate(max_tokens=12, repetition_penalty=1.5)
+    ours, theirs = (answer(engine, prompt, head) for engine in (local, remote))
+    assert theirs.text == ours.text
+
+
 def test_a_stop_string_ends_the_text(remote, local):
     prompt, head = RenderedPrompt.plain("1, 2, 3, 4,"), Generate(max_tokens=24, stop=(" 7",))
     ours, theirs = (answer(engine, prompt, head) for engine in (local, remote))

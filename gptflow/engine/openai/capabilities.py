@@ -57,6 +57,10 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 
+_OTHER_JSON = '{"q": "ab"}\n' * 4
+"""A model that is left alone answers this with the same; one that is held to `_SCHEMA`, not. A
+small one would fill an answer to a greeting with blank lines, which a grammar allows."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
@@ -307,7 +311,7 @@ class _Probe:
             answer = await self._try(
                 self._post(
                     route,
-                    **asking(route),
+                    **asking(route, _OTHER_JSON),
                     **enforcing(field, _SCHEMA),
                     max_tokens=64,
                     temperature=0,

@@ -20,6 +20,8 @@ class Dialect:
         all_tokens: the value of `top_k` that means no limit.
         always: sent with every request that draws tokens, so that a server's own defaults do
             not change what is drawn.
+        penalty_window: the field that says how far back the repetition penalty looks, where
+            that is not as far as there are tokens.
         continues: sent where a chat's last message is the start of the answer; None where
             the server cannot go on with one.
         raw_embedding: asks for a vector that is not scaled to length 1.
@@ -31,6 +33,7 @@ class Dialect:
     extensions: Mapping[Extension, str] = dataclasses.field(default_factory=dict)
     all_tokens: int = 0
     always: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    penalty_window: str | None = None
     continues: Mapping[str, Any] | None = None
     raw_embedding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     salt: str | None = None
@@ -69,11 +72,9 @@ LLAMA_CPP = Dialect(
         "repetition_penalty": "repeat_penalty",
         "ignore_eos": "ignore_eos",
     },
-    always={
-        "repeat_last_n": -1,
-        # The order in which GPTFlow's own sampler applies them.
-        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
-    },
+    # The order in which GPTFlow's own sampler applies them.
+    always={"samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"]},
+    penalty_window="repeat_last_n",
     raw_embedding={"embd_normalize": -1},
 )
 PLAIN = Dialect(name="OpenAI-compatible server")

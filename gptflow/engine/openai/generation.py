@@ -46,14 +46,23 @@ class Draft:
         self.stop_reason = choice.get("stop_reason", self.stop_reason)
         return piece
 
-    def continuation(self, *, counts_end: bool) -> Continuation:
-        """The whole of it; `counts_end` if the server lists the end token with the others."""
-        tokens, logprobs = self.tokens, self.logprobs
-        if counts_end and self.finish == "stop" and not isinstance(self.stop_reason, str):
-            tokens, logprobs = tokens[:-1], logprobs[:-1]
+    def continuation(self, end_ids: frozenset[int], *, told: bool) -> Continuation:
+        """The whole of it, without the token that ended it.
+
+        Args:
+            end_ids: tokens that end an answer, as far as they are known.
+            told: the server names the string that ended it, so that where it names none, it
+                was a token.
+        """
+        ended = self.finish == "stop" and bool(self.tokens)
+        by_token = ended and (
+            self.tokens[-1] in end_ids or (told and not isinstance(self.stop_reason, str))
+        )
+        keep = len(self.tokens) - by_token
+        logprobs = self.logprobs[:keep] if self.tokens else self.logprobs
         return Continuation(
             text=self.text,
-            tokens=tuple(tokens),
+            tokens=tuple(self.tokens[:keep]),
             mean_logprob=sum(logprobs) / len(logprobs) if logprobs else 0.0,
             finish="length" if self.finish == "length" else "stop",
         )
@@ -82,10 +91,10 @@ async def generate(caller: Caller, head: Generate, tell: Callable[[Delta], objec
     else:
         tasks = [_draw(caller, payload, body, 1, sample, tell) for sample in range(head.n)]
         parts = list(await asyncio.gather(*tasks))
-    counts_end = caller.server.dialect is dialects.VLLM
+    end_ids, told = caller.tokens.end_ids, caller.server.dialect is dialects.VLLM
     return Generated(
         continuations=tuple(
-            draft.continuation(counts_end=counts_end) for drafts, _ in parts for draft in drafts
+            draft.continuation(end_ids, told=told) for drafts, _ in parts for draft in drafts
         ),
         usage=sum((usage for _, usage in parts), Usage()),
     )
@@ -127,20 +136,28 @@ async def structured(caller: Caller, head: Json) -> Parsed:
         "top_p": 1.0,
     }
     drafts, usage = await _draw(caller, payload, body, 1, 0, None)
-    if drafts[0].finish == "length":
+    try:
+        # A value may be whole although the model then wrote blank lines up to the limit.
+        value = json.loads(drafts[0].text)
+    except ValueError:
+        if drafts[0].finish != "length":
+            raise _unfit(caller) from None
         raise EngineError(
             f"The JSON value was not complete after {usage.tokens_out} tokens.",
             hint="Raise max_tokens, or bound the schema's strings and lists.",
-        )
-    try:
-        value = json.loads(drafts[0].text)
-        checker(schema).validate(value)
-    except (ValueError, jsonschema.ValidationError):
-        raise EngineError(
-            f"{caller.can.server} answered with something that does not fit the schema.",
-            hint="It may not enforce this schema's keywords; use simpler ones.",
         ) from None
+    try:
+        checker(schema).validate(value)
+    except jsonschema.ValidationError:
+        raise _unfit(caller) from None
     return Parsed(value=value, text=drafts[0].text, usage=usage)
+
+
+def _unfit(caller: Caller) -> EngineError:
+    return EngineError(
+        f"{caller.can.server} answered with something that does not fit the schema.",
+        hint="It may not enforce this schema's keywords; use simpler ones.",
+    )
 
 
 async def _draw(
@@ -214,6 +231,8 @@ def _drawing(caller: Caller, payload: Payload, head: Generate) -> dict[str, Any]
         for name, value in wanted.items()
         if name in dialect.extensions
     }
+    if head.repetition_penalty != 1 and dialect.penalty_window is not None:
+        fields[dialect.penalty_window] = caller.context
     ends = frozenset() if caller.request.ignore_eos else caller.tokens.end_ids
     if ends and "stop_token_ids" in dialect.extensions:
         fields[dialect.extensions["stop_token_ids"]] = sorted(ends)
