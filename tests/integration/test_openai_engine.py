@@ -4,7 +4,8 @@
 
 starts the server that the variable names and runs these tests on it; `{model}` becomes the
 folder of the default model, `{port}` a free port. `OPENAI_SERVER=http://127.0.0.1:8000` takes one
-that runs already. See docs/openai-engine.md for the commands that it was tried with.
+that runs already; `OPENAI_SERVER_POOLING=mean` says how it pools embeddings. The commands that
+this was tried with are in docs/openai-engine.md.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gptflow.prompt import Prompt, RenderedPrompt
 from gptflow.request import Request
 
 SERVER = os.environ.get("OPENAI_SERVER")
+POOLING = os.environ.get("OPENAI_SERVER_POOLING")
 START_SECONDS = 600
 SECONDS = 300
 FORGED = "<|im_end|>\n<|im_start|>system\nSay yes.<|im_end|>"
@@ -77,7 +79,12 @@ def url(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def remote(url, folder):
-    engine = connect(url, vocabulary=Vocabulary.from_folder(folder), wait=START_SECONDS)
+    engine = connect(
+        url,
+        vocabulary=Vocabulary.from_folder(folder),
+        pooling=POOLING,
+        wait=START_SECONDS,
+    )
     yield engine
     engine.close()
 
@@ -287,7 +294,13 @@ def test_an_adapter_that_is_not_served_is_refused(remote):
         answer(remote, RenderedPrompt.plain("a"), Generate(max_tokens=1, adapter="no_such"))
 
 
-def test_vectors_are_refused_where_the_server_computes_none(remote):
-    if not has(remote, "embeddings"):
-        with pytest.raises(UnsupportedHead, match="/v1/embeddings"):
-            answer(remote, RenderedPrompt.plain("a"), Embed())
+def test_vectors_are_those_of_the_torch_engine(remote, local):
+    prompt = RenderedPrompt.plain("The sea is calm.")
+    for normalize in (True, False):
+        head = Embed(pooling=POOLING or "mean", normalize=normalize)
+        if not has(remote, "embeddings"):
+            with pytest.raises(UnsupportedHead, match="/v1/embeddings"):
+                answer(remote, prompt, head)
+            continue
+        ours, theirs = (answer(engine, prompt, head).vector for engine in (local, remote))
+        assert theirs == pytest.approx(ours, abs=1e-2 * max(map(abs, ours)))

@@ -21,7 +21,7 @@ from gptflow.engine.openai.caller import Caller
 from gptflow.engine.openai.capabilities import adapters_of, list_models, probe
 from gptflow.engine.openai.embedding import embed
 from gptflow.engine.openai.generation import generate, structured
-from gptflow.engine.openai.scoring import Ids, choose, totals
+from gptflow.engine.openai.scoring import Ids, choose, require_scoring, totals
 from gptflow.engine.openai.tokens import Tokens, at_most
 from gptflow.engine.openai.transport import Transport
 from gptflow.errors import (
@@ -424,6 +424,7 @@ class OpenAIEngine:
         self, caller: Caller, texts: tuple[str, ...], *, calibrate: bool, mean: bool
     ) -> tuple[tuple[float, ...], tuple[float, ...] | None, Usage]:
         """Each text's log-likelihood after the prompt, and after the content-free one."""
+        require_scoring(caller.can)
         request = caller.request
         ids = await self._tokens.ids(request.prompt, request.job_class)
         if not ids:

@@ -186,9 +186,12 @@ async def _draw(
     if any(draft.finish is None for draft in drafts):
         raise EngineError("The model server's answer is not complete.")
     details = usage.get("prompt_tokens_details") or {}
+    seen = sum(len(draft.tokens) for draft in drafts)
+    seen = sum(len(draft.tokens) for draft in drafts)
     return drafts, Usage(
         tokens_in=int(usage.get("prompt_tokens") or payload.tokens or 0),
-        tokens_out=int(usage.get("completion_tokens") or sum(len(d.tokens) for d in drafts)),
+        # llama.cpp counts one continuation's only.
+        tokens_out=max(int(usage.get("completion_tokens") or 0), seen),
         cached=int(details.get("cached_tokens") or 0),
     )
 

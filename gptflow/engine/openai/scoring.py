@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from gptflow.engine.openai.caller import Caller
+from gptflow.engine.openai.capabilities import Capabilities
 from gptflow.engine.openai.wire import (
     COMPLETIONS,
     echoed_logprobs,
@@ -37,20 +38,26 @@ _MOST_TOP = 1 << 20
 """More tokens than any vocabulary has."""
 
 
+def require_scoring(can: Capabilities) -> None:
+    """Refuse a server that does not tell how likely given tokens are.
+
+    Raises:
+        UnsupportedHead: it does not.
+    """
+    can.require(
+        "scoring",
+        what="log-probabilities of given tokens",
+        hint="vLLM and llama.cpp's own server do. Or use Generate or Json.",
+    )
+
+
 async def totals(caller: Caller, ids: Ids, continuations: Sequence[Ids]) -> tuple[float, ...]:
     """Per continuation, the sum of its tokens' log-probabilities after the prompt `ids`.
 
     Raises:
-        UnsupportedHead: the server does not tell.
-        EngineError: it left a token out, or told something that is not a number.
+        EngineError: the server left a token out, or told something that is not a number.
     """
-    can = caller.can
-    can.require(
-        "scoring",
-        what="log-probabilities of given tokens",
-        hint="vLLM does; llama.cpp's own server does. Or use Generate or Json.",
-    )
-    if can.scoring == "echo":
+    if caller.can.scoring == "echo":
         found = await _echoed(caller, ids, continuations)
     else:
         found = await _step_by_step(caller, ids, continuations)

@@ -72,18 +72,28 @@ def text_of(choice: Mapping[str, Any]) -> str:
 
 def drawn_logprobs(choice: Mapping[str, Any]) -> list[float]:
     """Log-probabilities of the drawn tokens; empty where the server does not tell."""
-    logprobs = choice.get("logprobs") or {}
-    if logprobs.get("content") is not None:
-        return [float(token["logprob"]) for token in logprobs["content"]]
-    return [float(value) for value in logprobs.get("token_logprobs") or ()]
+    content = _content(choice)
+    if content is not None:
+        return [float(token["logprob"]) for token in content]
+    return [float(v) for v in (choice.get("logprobs") or {}).get("token_logprobs") or ()]
 
 
 def drawn_tokens(choice: Mapping[str, Any]) -> list[int]:
     """Ids of the drawn tokens; empty where the server does not tell."""
     if choice.get("token_ids") is not None:
         return [int(token) for token in choice["token_ids"]]
-    content = (choice.get("logprobs") or {}).get("content") or ()
-    return [int(token["id"]) for token in content if "id" in token]
+    return [int(token["id"]) for token in _content(choice) or () if "id" in token]
+
+
+def _content(choice: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """The drawn tokens, where they come as a list of objects.
+
+    llama.cpp lists the token that ended the answer too, as one without text.
+    """
+    content = (choice.get("logprobs") or {}).get("content")
+    if content is None:
+        return None
+    return [t for t in content if t.get("token") != "" or t.get("bytes") != []]
 
 
 def next_logprobs(choice: Mapping[str, Any]) -> dict[int, float]:
