@@ -36,7 +36,7 @@ def doctor(session: Session, as_json: bool) -> int:
     """Look at versions, packages, plugins, model, Redis and workers. Exit code 1 on errors."""
     settings = session.settings()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "packages": _packages,
+        "packages": lambda: _packages(settings),
         "plugins": lambda: _plugins(session, settings),
         "model": lambda: _model(settings),
         "redis": lambda: _redis(session, settings),
@@ -57,11 +57,13 @@ def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
         yield Finding(name, "error", error.message, error.hint)
 
 
-def _packages() -> Iterator[Finding]:
+def _packages(settings: Settings) -> Iterator[Finding]:
     yield Finding("python", "ok", sys.version.split()[0])
     for name in ("gptflow", "celery", "redis", "pluggy", "click"):
         yield Finding(f"package {name}", "ok", importlib.metadata.version(name))
-    for name in ("torch", "transformers", "llguidance"):
+    remote = settings.engine == "openai"
+    needed = ("httpx2", "jsonschema") if remote else ("torch", "transformers", "llguidance")
+    for name in needed:
         try:
             yield Finding(f"package {name}", "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
@@ -69,7 +71,7 @@ def _packages() -> Iterator[Finding]:
                 f"package {name}",
                 "warning",
                 "not installed: this machine can enqueue, but not run a worker",
-                "pip install 'gptflow[runtime]'",
+                f"pip install 'gptflow[{'openai' if remote else 'runtime'}]'",
             )
     names = Counter(
         dist.name.lower().replace("_", "-")
@@ -102,8 +104,31 @@ def _model(settings: Settings) -> Iterator[Finding]:
             "model", "warning", "scripted: no model answers", f"GPTFLOW_MODEL={DEFAULT_MODEL}"
         )
         return
+    if settings.engine == "openai":
+        yield from _model_server(settings)
+        return
     model = ModelStore(settings.cache_dir, offline=True).find(settings.model)
     yield Finding("model", "ok", f"{model.name}, {model.size_bytes / 1e6:.0f} MB, {model.source}")
+
+
+def _model_server(settings: Settings) -> Iterator[Finding]:
+    from gptflow.queue.engine_factory import load_engine
+
+    engine = load_engine(settings.model_copy(update={"openai_wait": 0.0}))
+    try:
+        can = dict(engine.stats()["capabilities"])
+        server = can.pop("server")
+        context = engine.model.context
+        yield Finding("model", "ok", f"{engine.model.id} on {server}, {context} tokens")
+        lacks = sorted(name for name, value in can.items() if not value and name != "adapters")
+        yield Finding(
+            "model server",
+            "warning" if lacks else "ok",
+            f"it does not do: {', '.join(lacks)}" if lacks else "it does everything",
+            "docs/openai-engine.md says which head needs what" if lacks else None,
+        )
+    finally:
+        engine.close()
 
 
 def _redis(session: Session, settings: Settings) -> Iterator[Finding]:

@@ -171,3 +171,17 @@ def test_a_url_that_is_given_beats_the_running_server():
 def test_the_trace_of_a_server_that_is_gone_is_ignored(record):
     up(config.load(), **record)
     assert config.load().broker_url is None
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host", "http://", "http://user:s3cret@host", "http://h/?k=1"]
+)
+def test_the_address_of_a_model_server_is_plain_and_holds_no_secret(url):
+    with pytest.raises(ConfigError, match="openai_url") as caught:
+        config.load(openai_url=url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_key_of_a_model_server_is_never_shown():
+    settings = config.load(openai_api_key="s3cret")
+    assert "s3cret" not in f"{settings} {settings.model_dump_json()}"

@@ -50,6 +50,11 @@ def test_asking_for_help_imports_nothing_heavy(arguments):
     assert not imported_by("-m", "gptflow", *arguments) & HEAVY
 
 
+def test_an_engine_on_a_model_server_imports_no_model_runtime():
+    program = "import gptflow.engine.openai, gptflow.engine.tokenizer"
+    assert not imported_by("-c", program) & (HEAVY | {"safetensors", "llguidance"})
+
+
 def test_asking_for_help_is_quick():
     def seconds():
         started = time.perf_counter()

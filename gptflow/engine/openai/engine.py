@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from gptflow.adapter_info import AdapterInfo
 from gptflow.engine.openai.caller import Caller
 from gptflow.engine.openai.capabilities import adapters_of, list_models, probe
 from gptflow.engine.openai.embedding import embed
@@ -247,6 +248,16 @@ class OpenAIEngine:
             counting.cancel()
             raise ServerUnavailable("The model server does not answer.") from None
 
+    def adapters(self) -> Mapping[str, AdapterInfo]:
+        """The LoRA adapters that the server served when it was last asked.
+
+        It is asked again when a request names another one. What they were made of is not told.
+        """
+        return {
+            alias: AdapterInfo(alias=alias, sha256="", manifest=None, rank=0, nbytes=0)
+            for alias in self._server.capabilities.adapters
+        }
+
     def stats(self) -> Mapping[str, Any]:
         """Counters since the start, gauges of this moment, and the server's capabilities."""
         with self._lock:
@@ -346,7 +357,7 @@ class OpenAIEngine:
         seconds = None if request.deadline is None else request.deadline - time.time()
         try:
             async with asyncio.timeout(seconds) as limit:
-                raw = await self._answer(ticket)
+                raw = await self._answer(request, ticket)
         except TimeoutError:
             late = JobTimeout("The deadline passed before the answer was complete.")
             self._fail(ticket, late if limit.expired() else _told(TimeoutError(), request.id))
@@ -356,6 +367,7 @@ class OpenAIEngine:
             self._counts["tokens_in"] += raw.usage.tokens_in
             self._counts["tokens_out"] += raw.usage.tokens_out
             self._cached += raw.usage.cached
+            raw = dataclasses.replace(raw, adapter=request.head.adapter)
             self._finaliser.submit(ticket.settle, raw)
         finally:
             self._tasks.pop(request.id, None)
@@ -364,8 +376,7 @@ class OpenAIEngine:
         self._counts["failed"] += 1
         self._finaliser.submit(ticket.settle, error=error)
 
-    async def _answer(self, ticket: _Ticket) -> Raw:
-        request = ticket.request
+    async def _answer(self, request: Request, ticket: _Ticket) -> Raw:
         caller = Caller(
             transport=self._transport,
             server=self._server,

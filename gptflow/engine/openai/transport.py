@@ -196,6 +196,8 @@ def _translated(path: str) -> Any:
         yield
     except GPTFlowError:
         raise
+    except httpx2.SSEError:
+        raise EngineError(f"The model server's answer to {path} is not a stream.") from None
     except httpx2.HTTPError as error:
         raise _unreachable(error) from None
     except ValueError:
