@@ -131,11 +131,17 @@ constexpr int kAhead = 4096;
 // scaled ones wait in memory, as they are wanted once a block.
 constexpr int kRowsAtOnce = 8;
 
-// Integer sums of R rows with one tile, scaled and added up block by block. The first to use a
-// tile fetches it from memory.
-template <int F, int R, bool Fetch>
+// What to ask for in passing, so many cache lines with every block.
+struct Ahead {
+  const uint8_t* at;
+  int lines;
+};
+
+// Integer sums of R rows with one tile, scaled and added up block by block. The first rows to use
+// a tile ask for its own memory a little ahead; the others ask for that of the next tile.
+template <int F, int R, bool First>
 inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int blocks,
-                         __m512 total[R][2]) {
+                         Ahead ahead, __m512 total[R][2]) {
   constexpr int kBytes = kBlock * F;
   const uint8_t* x[R];
   const float* scales[R];
@@ -148,13 +154,14 @@ inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int
     total[r][0] = total[r][1] = _mm512_setzero_ps();
   }
   for (int b = 0; b < blocks; ++b, packed += kTileBlock<F>) {
+    for (int i = 0; i < ahead.lines; ++i, ahead.at += 64) _mm_prefetch(ahead.at, _MM_HINT_T1);
     __m512i sum[R][2];
     for (int r = 0; r < R; ++r)
       sum[r][0] = sum[r][1] = _mm512_set1_epi32(F == kNarrow ? starts[r][b] : 0);
 // Unrolled in full: kept in a loop, the compiler moves the sums about between registers.
 #pragma GCC unroll 32
     for (int step = 0; step < kBytes / 4; ++step) {
-      if constexpr (Fetch) {
+      if constexpr (First) {
         _mm_prefetch(packed + step * 128 + kAhead, _MM_HINT_T0);
         _mm_prefetch(packed + step * 128 + kAhead + 64, _MM_HINT_T0);
       }
@@ -182,24 +189,36 @@ inline void tile_product(const uint8_t* packed, const Rows& rows, int first, int
 template <int F, typename Use>
 inline void tile_rows(const uint8_t* packed, const Rows& rows, int first, int count, int blocks,
                       const Use& use) {
-  const auto run = [&](auto size, auto fetch) {
+  // The passes after the first one share out what they ask for of the next tile.
+  const size_t bytes = blocks * kTileBlock<F>;
+  const int others = (count - 1) / kRowsAtOnce;
+  const size_t share = others ? (bytes / others + 63) / 64 * 64 : 0;
+  Ahead ahead{packed + bytes, static_cast<int>((share / 64 + blocks - 1) / blocks)};
+  const auto run = [&](auto size, auto is_first) {
     constexpr int R = decltype(size)::value;
+    constexpr bool kFirst = decltype(is_first)::value;
     __m512 total[R][2];
-    tile_product<F, R, decltype(fetch)::value>(packed, rows, first, blocks, total);
+    tile_product<F, R, kFirst>(packed, rows, first, blocks, kFirst ? Ahead{packed, 0} : ahead, total);
+    if (!kFirst) ahead.at += share;
     for (int r = 0; r < R; ++r) use(first + r, total[r]);
     first += R;
     count -= R;
   };
+  const bool alone = count <= kRowsAtOnce;
   if (count >= kRowsAtOnce) run(std::integral_constant<int, kRowsAtOnce>{}, std::true_type{});
   while (count >= kRowsAtOnce) run(std::integral_constant<int, kRowsAtOnce>{}, std::false_type{});
+  const auto rest = [&](auto size) {
+    if (alone) run(size, std::true_type{});
+    else run(size, std::false_type{});
+  };
   switch (count) {
-    case 7: run(std::integral_constant<int, 7>{}, std::true_type{}); break;
-    case 6: run(std::integral_constant<int, 6>{}, std::true_type{}); break;
-    case 5: run(std::integral_constant<int, 5>{}, std::true_type{}); break;
-    case 4: run(std::integral_constant<int, 4>{}, std::true_type{}); break;
-    case 3: run(std::integral_constant<int, 3>{}, std::true_type{}); break;
-    case 2: run(std::integral_constant<int, 2>{}, std::true_type{}); break;
-    case 1: run(std::integral_constant<int, 1>{}, std::true_type{}); break;
+    case 7: rest(std::integral_constant<int, 7>{}); break;
+    case 6: rest(std::integral_constant<int, 6>{}); break;
+    case 5: rest(std::integral_constant<int, 5>{}); break;
+    case 4: rest(std::integral_constant<int, 4>{}); break;
+    case 3: rest(std::integral_constant<int, 3>{}); break;
+    case 2: rest(std::integral_constant<int, 2>{}); break;
+    case 1: rest(std::integral_constant<int, 1>{}); break;
     default: break;
   }
 }
