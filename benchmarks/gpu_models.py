@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from gptflow.engine.engine import TorchEngine
-from gptflow.engine.lora import find_projections
+from gptflow.engine.lora_weights import find_projections
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.request import ModelInfo
 
