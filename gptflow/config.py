@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import Field, PositiveFloat, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -94,12 +94,39 @@ class Settings(BaseSettings):
     kv_bytes: int | None = Field(
         None, ge=1, description="most memory for keys and values; by default what fits"
     )
-    concurrency: int = Field(256, ge=1, le=4096, description="jobs in flight in one worker")
+    concurrency: int = Field(256, ge=1, le=4096, description="messages in flight in one worker")
+    in_flight: int | None = Field(
+        None, ge=1, description="jobs and rows in flight in one worker; four times the slots"
+    )
+    lease: float = Field(
+        15, ge=0.3, description="seconds of silence after which a worker's jobs go to others"
+    )
+    grace: float = Field(30, ge=0, description="seconds to finish what runs when told to stop")
+    watchdog: float = Field(
+        30, gt=0, description="seconds without a step, with work waiting, that end the worker"
+    )
+    max_attempts: int = Field(3, ge=1, description="runs of a job whose errors may pass")
     plugins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="load only these, separated by commas; all by default"
     )
     strict: bool = Field(False, description="a plugin that fails to load is fatal in the CLI too")
+    limit_interactive: int = Field(
+        10_000, ge=0, description="most interactive jobs that may wait; 0 for no limit"
+    )
+    limit_standard: int = Field(100_000, ge=0, description="most standard jobs that may wait")
+    limit_batch: int = Field(5_000_000, ge=0, description="most rows of batches that may wait")
+    limit_tenant: int = Field(0, ge=0, description="most of one class that a tenant may have wait")
+    tenant_weights: dict[str, PositiveFloat] = Field(
+        {}, description="shares of tenants, as JSON: a tenant of weight 2 is served twice as much"
+    )
+    memory_limit: int = Field(
+        80,
+        ge=0,
+        le=100,
+        description="percent of the server's maxmemory that refuses jobs",
+    )
     result_ttl: int = Field(86_400, ge=60, description="seconds that a result is kept")
+    dead_ttl: int = Field(7 * 86_400, ge=60, description="seconds that a dead job is kept")
     max_payload: int = Field(8 << 20, ge=1024, description="bytes of one job's input at most")
     inline_payload: int = Field(
         64 << 10, ge=0, description="bytes above which it goes by reference"

@@ -17,11 +17,13 @@ trying again can help. A message says what happened and to which object; `hint` 
     │   ├── EmptyInput              GF301   nothing to work on
     │   └── InputTooLong            GF302   more tokens than the model's context holds
     ├── BrokerUnavailable           GF400   Redis cannot be reached
+    ├── QueueFull                   GF401   too much waits already; it says when to come back
     ├── JobError                    GF500
     │   ├── JobNotFound             GF501   no such job, or its record has expired
     │   ├── JobFailed               GF502   the job ended in an error that is not one of these
     │   ├── JobCancelled            GF503   somebody cancelled it
-    │   └── JobTimeout              GF504   it did not end in the time given
+    │   ├── JobTimeout              GF504   it did not end in the time given
+    │   └── JobDead                 GF505   its worker died each time that it ran
     ├── ModelError                  GF600
     │   ├── ModelNotFound           GF601   neither in the cache nor at any source
     │   ├── ModelCorrupt            GF602   a file's checksum or format is wrong
@@ -159,6 +161,20 @@ class BrokerUnavailable(GPTFlowError):
     code, exit_code, retryable = "GF400", 5, True
 
 
+class QueueFull(GPTFlowError):
+    """Nothing was enqueued, because too much waits already.
+
+    Attributes:
+        retry_after: seconds after which it is worth trying again.
+    """
+
+    code, exit_code, retryable = "GF401", 11, True
+
+    def __init__(self, message: str, *, retry_after: float = 1.0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
 class JobError(GPTFlowError):
     """Something about one job."""
 
@@ -187,6 +203,12 @@ class JobTimeout(JobError):
     """The job did not end in the time given."""
 
     code, retryable = "GF504", True
+
+
+class JobDead(JobError):
+    """The worker died each time that it ran the job, so it is not run any more."""
+
+    code = "GF505"
 
 
 class ModelError(GPTFlowError):

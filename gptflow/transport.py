@@ -24,7 +24,12 @@ _FACTORIES = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """What is known of a job at one moment. Times are Unix seconds."""
+    """What is known of a job at one moment. Times are Unix seconds.
+
+    Attributes:
+        attempt: how often it was tried; neither crashes nor hand-backs count.
+        crashes: how often its worker died while it ran.
+    """
 
     id: str
     task: str
@@ -37,6 +42,8 @@ class JobRecord:
     started: float | None = None
     finished: float | None = None
     worker: str | None = None
+    attempt: int = 0
+    crashes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,7 @@ def make_app(settings: Settings) -> App:
             "socket_keepalive": True,
         },
     )
+    app.steps["consumer"].add("gptflow.queue.consumer:Gate")
     app.task(name=TASK, bind=True, throws=(GPTFlowError,), ignore_result=True)(_run)
     return app
 
@@ -99,15 +100,19 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name), routing_key=name)
 
 
-def _run(self: Any, envelope: Any) -> None:
-    """Run one envelope. A failure is recorded already; raising it shows it to Celery's tools."""
+def _run(self: Any, message: Any) -> None:
+    """Run one job. A failure is recorded already; raising it shows it to Celery's tools.
+
+    Args:
+        message: the id of a job in the ledger, or an envelope that has no record yet.
+    """
     app: App = self.app
     if app.engine_pool is None:
         raise ConfigError(
             "This Celery worker has no engine.",
             hint="Start it with `gptflow worker`, or with the pool that the application names.",
         )
-    result, stopped = app.engine_pool.run_here(envelope)
+    result, stopped = app.engine_pool.run_here(message)
     if stopped:
         raise Ignore  # Celery knows already, and its record of why must stand
     if result is not None and not result.ok:

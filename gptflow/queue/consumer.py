@@ -1,12 +1,16 @@
-"""The worker's consumer: Celery's, except that no message's content reaches the log."""
+"""The worker's consumer: Celery's, except that no message's content reaches the log.
+
+And that it takes no message while the engine has no room for it.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, signals
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -31,3 +35,14 @@ class DiscreetConsumer(Consumer):
         logger.error("Dropped message %.80s: %s.", headers.get("id", "without an id"), why)
         message.ack_log_error(logger, self.connection_errors)  # type: ignore[attr-defined]
         signals.task_rejected.send(sender=self, message=message, exc=error)
+
+
+class Gate(bootsteps.StartStopStep):
+    """Keeps kombu from popping messages that the pool could not take."""
+
+    requires = (Tasks,)
+
+    def start(self, c: Any) -> None:
+        qos, pool = c.task_consumer.channel.qos, c.pool
+        within_limits = qos.can_consume
+        qos.can_consume = lambda: pool.has_room and within_limits()

@@ -10,7 +10,7 @@ import logging
 import threading
 
 from gptflow.errors import BrokerUnavailable
-from gptflow.queue.store import Store
+from gptflow.queue.ledger import Claim, Ledger, Piece
 from gptflow.request import Delta
 from gptflow.transport import Event
 
@@ -23,9 +23,9 @@ INTERVAL = 0.025
 class DeltaWriter:
     """Gathers pieces of text and writes them from a thread of its own."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._gathered: dict[tuple[str, int], list[str]] = {}
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._gathered: dict[tuple[Claim, int], list[str]] = {}
         self._gathering = threading.Lock()
         self._writing = threading.Lock()
         self._some = threading.Event()
@@ -33,15 +33,15 @@ class DeltaWriter:
         self._thread = threading.Thread(target=self._run, name="gptflow-deltas", daemon=True)
         self._thread.start()
 
-    def add(self, job_id: str, delta: Delta) -> None:
+    def add(self, claim: Claim, delta: Delta) -> None:
         """Take a piece of a job's text; never waits for the network."""
         with self._gathering:
-            self._gathered.setdefault((job_id, delta.sample), []).append(delta.text)
+            self._gathered.setdefault((claim, delta.sample), []).append(delta.text)
         self._some.set()
 
-    def restart(self, job_id: str) -> None:
+    def restart(self, claim: Claim) -> None:
         """Tell readers to forget the text so far, because the job starts again."""
-        self._write([(job_id, Event(id="", kind="reset"))])
+        self._write([Piece(claim, Event(id="", kind="reset"))])
 
     def flush(self) -> None:
         """Write what has been gathered; when this returns, it is in the streams."""
@@ -51,8 +51,8 @@ class DeltaWriter:
             if gathered:
                 self._write(
                     [
-                        (job_id, Event(id="", kind="delta", text="".join(texts), sample=sample))
-                        for (job_id, sample), texts in gathered.items()
+                        Piece(claim, Event(id="", kind="delta", text="".join(texts), sample=sample))
+                        for (claim, sample), texts in gathered.items()
                     ]
                 )
 
@@ -61,9 +61,9 @@ class DeltaWriter:
         self._some.set()
         self._thread.join()
 
-    def _write(self, events: list[tuple[str, Event]]) -> None:
+    def _write(self, pieces: list[Piece]) -> None:
         try:
-            self._store.append(events)
+            self._ledger.append(pieces)
         # The whole text is in the result; its readers only lose sight of its making. Nothing
         # may end the thread, or the job whose text this is.
         except BrokerUnavailable as error:

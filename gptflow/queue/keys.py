@@ -1,6 +1,7 @@
 """The names of everything that is kept in Redis.
 
-The braces make all keys of one application hash to the same slot of a Redis Cluster.
+The braces make all keys of one application hash to the same slot of a Redis Cluster. What the
+scripts keep for themselves (who is next, what was handed out) is named in `lua/common.lua`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,39 @@ class Keys:
         return f"{self.prefix}jobs"
 
     @property
-    def delayed(self) -> str:
-        """Sorted set of messages that must not run yet, by the time from which they may."""
-        return f"{self.prefix}delayed"
+    def leases(self) -> str:
+        """Sorted set of the ids of running jobs, by the time at which their lease runs out."""
+        return f"{self.prefix}lease"
+
+    @property
+    def suspects(self) -> str:
+        """Sorted set of the ids of jobs that must run alone, by submission time."""
+        return f"{self.prefix}suspects"
+
+    @property
+    def dead(self) -> str:
+        """Sorted set of the ids of dead jobs, by the time of their death."""
+        return f"{self.prefix}dead"
+
+    @property
+    def policy(self) -> str:
+        """Hash: limits and weights as the workers' settings have them, and the recent pace."""
+        return f"{self.prefix}policy"
+
+    @property
+    def depth(self) -> str:
+        """Hash: items that wait, by class and by `class/tenant`."""
+        return f"{self.prefix}depth"
+
+    @property
+    def totals(self) -> str:
+        """Hash: counters since the server was first used."""
+        return f"{self.prefix}totals"
+
+    @property
+    def journal(self) -> str:
+        """Stream: the last ends of jobs."""
+        return f"{self.prefix}journal"
 
     @property
     def workers(self) -> str:
@@ -48,12 +79,21 @@ class Keys:
         """Channel on which the ids of cancelled jobs are announced."""
         return f"{self.prefix}cancels"
 
+    @property
+    def wake(self) -> str:
+        """Channel on which it is announced that there are jobs to take."""
+        return f"{self.prefix}wake"
+
+    def waiting(self, job_class: JobClass) -> str:
+        """Sorted set of the ids of a class's queued jobs, by submission time."""
+        return f"{self.prefix}waiting:{job_class}"
+
     def job(self, job_id: str) -> str:
         """Hash: a job's record, and its result once it has ended."""
         return f"{self.prefix}job:{job_id}"
 
     def input(self, job_id: str) -> str:
-        """String: an input that is too large for the message."""
+        """String: an input that is too large for the envelope."""
         return f"{self.prefix}input:{job_id}"
 
     def stream(self, job_or_batch_id: str) -> str:
@@ -72,13 +112,13 @@ class Keys:
         """Hash: item number to result."""
         return f"{self.prefix}batch:{batch_id}:results"
 
-    def idempotency(self, tenant: str, task: str, key: str) -> str:
-        """String: the id of the tenant's first job of this task with this key."""
-        return f"{self.prefix}idem:{tenant}:{task}:{key}"
-
     def worker(self, name: str) -> str:
         """String: a live worker's record; it expires when the worker falls silent."""
         return f"{self.prefix}worker:{name}"
+
+    def log(self, worker: str) -> str:
+        """List: the last lines of a worker's log."""
+        return f"{self.prefix}log:{worker}"
 
     def queue(self, job_class: JobClass) -> str:
         """List: the Celery queue of a class."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import pkgutil
@@ -11,8 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from gptflow.config import Settings
-from gptflow.errors import GPTFlowError, JobCancelled
+from gptflow.errors import EngineStopped, GPTFlowError, JobCancelled
 from gptflow.plugins import Registry
+from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.handle import Handle
 from gptflow.queue.memory_store import MemoryStore
 from gptflow.queue.runtime import Runtime
@@ -24,6 +25,7 @@ from gptflow.transport import WorkerRecord
 logger = logging.getLogger(__name__)
 
 LOADER = "gptflow.queue.engine_factory:load_engine"
+_NAME = "memory"
 
 
 class MemoryTransport(StoreTransport):
@@ -35,13 +37,17 @@ class MemoryTransport(StoreTransport):
         registry: by default the settings' plugins.
     """
 
+    store: MemoryStore
+
     def __init__(
         self, settings: Settings, *, engine: Engine | None = None, registry: Registry | None = None
     ) -> None:
-        super().__init__(settings, MemoryStore(self._publish, self._stop))
+        self.store = MemoryStore(self._publish, self._stop)
+        super().__init__(settings, self.store)
         self._given = engine
         self._registry = registry
         self._runtime: Runtime | None = None
+        self._dispatcher: Dispatcher | None = None
         self._starting = threading.Lock()
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="gptflow-job")
 
@@ -51,7 +57,7 @@ class MemoryTransport(StoreTransport):
         if runtime is None:
             return []
         record = WorkerRecord(
-            name=runtime.name,
+            name=_NAME,
             pid=os.getpid(),
             model=runtime.engine.model.id,
             started=self._started_at,
@@ -67,31 +73,39 @@ class MemoryTransport(StoreTransport):
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._starting:
             runtime, self._runtime = self._runtime, None
+            dispatcher, self._dispatcher = self._dispatcher, None
+        if dispatcher is not None:
+            for job_id in dispatcher.running():
+                stopped = EngineStopped("The process that ran it was closed.")
+                self.store.end(Result.failure(job_id, self.store.job(job_id).task, stopped))
         if runtime is not None:
             runtime.close()
-            if self._given is None:
-                runtime.engine.close()
         self._threads.shutdown()
+        if dispatcher is not None:
+            dispatcher.close()
+        if runtime is not None and self._given is None:
+            runtime.engine.close()
 
-    def _publish(self, wire: str) -> None:
-        self._threads.submit(self._run, wire)
+    def _publish(self, job_id: str) -> None:
+        with contextlib.suppress(RuntimeError):  # closed: it stays queued for ever
+            self._threads.submit(self._run, job_id)
 
     def _stop(self, job_id: str) -> None:
-        if self._runtime is not None:
-            self._runtime.stop(job_id, JobCancelled(f"Job {job_id} was cancelled."))
+        if self._dispatcher is not None:
+            self._dispatcher.stop(job_id, JobCancelled(f"Job {job_id} was cancelled."))
 
-    def _run(self, wire: str) -> None:
-        data = json.loads(wire)
+    def _run(self, job_id: str) -> None:
         try:
-            self._started().run(data, Handle())
+            self._started().run(job_id, Handle())
         except GPTFlowError as error:  # the model or a plugin could not be loaded
-            self.store.end(Result.failure(data["id"], data["task"], error))
+            task = self.store.job(job_id).task
+            self.store.end(Result.failure(job_id, task, error))
         except Exception:
-            logger.exception("Job %s could not be run.", data["id"])
+            logger.exception("Job %s could not be run.", job_id)
 
-    def _started(self) -> Runtime:
+    def _started(self) -> Dispatcher:
         with self._starting:
-            if self._runtime is None:
+            if self._dispatcher is None:
                 self._started_at = time.time()
                 settings = self.settings
                 registry = self._registry or Registry.load(settings.plugins)
@@ -99,9 +113,10 @@ class MemoryTransport(StoreTransport):
                     self._given or pkgutil.resolve_name(LOADER)(settings),
                     registry,
                     self,
-                    self.store,
                     settings=settings,
-                    name="memory",
                     concurrency=settings.concurrency,
                 )
-            return self._runtime
+                self._dispatcher = Dispatcher(
+                    self._runtime, self.store, settings=settings, name=_NAME
+                )
+            return self._dispatcher

@@ -1,4 +1,7 @@
-"""MemoryStore: the records in this process, with the rules of the Lua scripts."""
+"""MemoryStore: the records in this process, with the rules of the Lua scripts.
+
+There is no lease: nothing but this process can run its jobs, and they die with it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from gptflow.envelope import Envelope
 from gptflow.errors import InvalidInput, JobNotFound
 from gptflow.queue import records
+from gptflow.queue.ledger import Claim, Ledger, Piece, Refusal
 from gptflow.queue.payload import Packed
-from gptflow.queue.records import Claim
-from gptflow.queue.store import LISTED, Refusal, Store
+from gptflow.queue.store import LISTED, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
 
@@ -24,10 +26,12 @@ _Key = tuple[str, str, str]
 @dataclasses.dataclass(slots=True)
 class _Entry:
     record: JobRecord
+    packed: Packed
     key: _Key | None = None
-    attempt: int = 0
-    result: str | None = None
     aside: str | None = None
+    fence: int = 0
+    delivery: int = 0
+    result: str | None = None
     events: list[Event] = dataclasses.field(default_factory=list)
 
 
@@ -38,14 +42,14 @@ class _Batch:
     items: dict[int, str] = dataclasses.field(default_factory=dict)  # in the order they ended in
 
 
-class MemoryStore(Store):
+class MemoryStore(Store, Ledger):
     """Records that live as long as this object; the oldest give way to new ones.
 
     A job takes its input, its events and its key with it; the last job of a batch, the batch.
 
     Args:
-        publish: called with the JSON of each envelope that is to run.
-        announce: called with the id of each job that was cancelled.
+        publish: called with the id of each job that is to run.
+        announce: called with the id of each running job that was cancelled.
     """
 
     def __init__(self, publish: Callable[[str], None], announce: Callable[[str], None]) -> None:
@@ -69,7 +73,7 @@ class MemoryStore(Store):
                     return earlier
                 self._keys[key] = envelope.id
             self._add(packed, key)
-        self._publish(packed.wire)
+        self._publish_at(envelope.id, envelope.not_before or 0.0)
         return envelope.id
 
     def open_batch(self, record: BatchRecord) -> None:
@@ -82,24 +86,35 @@ class MemoryStore(Store):
             for chunk in chunks:
                 self._add(chunk)
         for chunk in chunks:
-            self._publish(chunk.wire)
+            self._publish(chunk.envelope.id)
+
+    def _publish_at(self, job_id: str, moment: float) -> None:
+        wait = moment - time.time()
+        if wait <= 0:
+            self._publish(job_id)
+            return
+        timer = threading.Timer(wait, self._publish, (job_id,))
+        timer.daemon = True
+        timer.start()
 
     def _add(self, packed: Packed, key: _Key | None = None) -> None:
         record = records.new_job(packed.envelope, time.time(), packed.items)
-        self._jobs[record.id] = _Entry(record, key=key, aside=packed.aside)
+        self._jobs[record.id] = _Entry(record, packed, key=key, aside=packed.aside)
         if len(self._jobs) > LISTED:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         oldest = next((i for i, e in self._jobs.items() if e.record.state in TERMINAL), None)
-        if oldest is None:
-            return
-        entry = self._jobs.pop(oldest)
+        if oldest is not None:
+            self._forget(oldest)
+
+    def _forget(self, job_id: str) -> None:
+        entry = self._jobs.pop(job_id)
         if entry.key is not None:
             del self._keys[entry.key]
         if (batch_id := entry.record.batch) in self._batches:
             members = self._batches[batch_id].members
-            members.discard(oldest)
+            members.discard(job_id)
             if not members:
                 del self._batches[batch_id]
 
@@ -153,65 +168,132 @@ class MemoryStore(Store):
             texts = {number: items[number] for number in numbers if number in items}
         return {number: records.decode(text) for number, text in texts.items()}
 
-    def end(self, result: Result, *, announce: bool = False) -> bool | None:
+    def end(self, result: Result) -> bool | None:
         with self._changed:
-            if result.id not in self._jobs:
+            if (entry := self._jobs.get(result.id)) is None:
                 return None
-            ended = self._end(self._jobs[result.id], result)
-        if ended and announce:
+            running = entry.record.state == "running"
+            ended = self._end(entry, result)
+        if ended and running:
             self._announce(result.id)
         return ended
+
+    def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
+        self.finish_items(batch_id, results)
+
+    def message_items(self, job_id: str) -> list[int]:
+        with self._changed:
+            entry = self._entry(job_id)
+            return records.item_numbers(entry.packed.wire, entry.aside)
 
     def mark_batch_cancelled(self, batch_id: str) -> None:
         with self._changed:
             batch = self._batch(batch_id)
             batch.record = dataclasses.replace(batch.record, cancelled=True)
 
+    def revive(self, job_id: str) -> bool | None:
+        with self._changed:
+            if (entry := self._jobs.get(job_id)) is None:
+                return None
+            record = entry.record
+            if record.state not in ("failed", "expired", "dead") or record.items is not None:
+                return False
+            entry.record = dataclasses.replace(
+                record, state="queued", started=None, finished=None, attempt=0, crashes=0
+            )
+            entry.result = None
+            entry.events.clear()
+        self._publish(job_id)
+        return True
+
+    def dead(self, limit: int) -> list[JobRecord]:
+        return self.jobs("dead", limit)
+
+    def last_words(self, job_id: str) -> str:
+        self.job(job_id)
+        return ""
+
+    def purge(self, job_ids: Sequence[str]) -> int:
+        with self._changed:
+            dead = [i for i in job_ids if i in self._jobs and self._jobs[i].record.state == "dead"]
+            for job_id in dead:
+                self._forget(job_id)
+        return len(dead)
+
     # What workers use.
 
-    def claim(self, envelope: Envelope, worker: str, delivery: int) -> Claim | Refusal:
-        now = time.time()
+    def adopt(self, packed: Packed) -> str | None:
+        raise AssertionError("nobody else can put messages into this process")
+
+    def claim(self, job_id: str, worker: str, delivery: int) -> Claim | Refusal:
         with self._changed:
-            entry = self._jobs.get(envelope.id)
-            if entry is None:
-                entry = self._jobs[envelope.id] = _Entry(records.new_job(envelope, now))
-            state = entry.record.state
-            if state != "queued":
-                return "busy" if state == "running" else state
-            if envelope.deadline is not None and envelope.deadline <= now:
-                return "late"
-            entry.attempt += 1
-            entry.record = dataclasses.replace(
-                entry.record, state="running", worker=worker, started=now
+            if (entry := self._jobs.get(job_id)) is None:
+                return "gone"
+            record, envelope, now = entry.record, entry.packed.envelope, time.time()
+            if record.state == "running" and entry.delivery != delivery:
+                return "busy"
+            if record.state in TERMINAL:
+                return record.state  # type: ignore[return-value]
+            if record.state == "queued":
+                entry.fence += 1
+                entry.delivery = delivery
+                entry.record = dataclasses.replace(
+                    record,
+                    state="running",
+                    worker=worker,
+                    started=now,
+                    attempt=record.attempt + 1,
+                )
+            return Claim(
+                job_id=job_id,
+                fence=entry.fence,
+                attempt=entry.record.attempt,
+                submitted=record.submitted or now,
+                task=record.task,
+                wire=entry.packed.wire,
+                signature=entry.packed.signature,
+                late=envelope.deadline is not None and envelope.deadline <= now,
             )
-            return Claim(fence=entry.attempt, submitted=entry.record.submitted or now)
 
     def finish(self, claim: Claim, result: Result) -> bool:
         with self._changed:
-            entry = self._jobs.get(result.id)
-            return (
-                entry is not None
-                and entry.attempt == claim.fence
-                and (self._end(entry, result, claimed=True))
-            )
+            return self._holds(claim) and self._end(self._jobs[claim.job_id], result)
 
-    def _end(self, entry: _Entry, result: Result, *, claimed: bool = False) -> bool:
+    def release(self, claim: Claim, *, wait: float, counts: bool) -> bool:
+        with self._changed:
+            if not self._holds(claim):
+                return False
+            entry = self._jobs[claim.job_id]
+            attempt = entry.record.attempt - (not counts)
+            entry.record = dataclasses.replace(entry.record, state="queued", attempt=attempt)
+        self._publish_at(claim.job_id, time.time() + wait if wait else 0.0)
+        return True
+
+    def _holds(self, claim: Claim) -> bool:
+        entry = self._jobs.get(claim.job_id)
+        return entry is not None and entry.record.state == "running" and entry.fence == claim.fence
+
+    def _end(self, entry: _Entry, result: Result) -> bool:
         if entry.record.state in TERMINAL:
             return False
         entry.result = records.encode(result)
         entry.record = dataclasses.replace(entry.record, state=result.state, finished=time.time())
-        if claimed or entry.record.batch is None:
+        if result.state == "done" or (result.state == "cancelled" and entry.record.items is None):
             entry.aside = None
         entry.events.append(Event(id=self._next_id(), kind="end"))
         self._changed.notify_all()
         return True
 
-    def finish_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
+    def finish_items(
+        self, batch_id: str, results: Mapping[int, Result], claim: Claim | None = None
+    ) -> bool:
         texts = {number: records.encode(result) for number, result in results.items()}
         with self._changed:
+            if claim is not None and not self._holds(claim):
+                return False
             batch = self._batches.get(batch_id)
             if batch is None:  # forgotten; nobody waits for it
-                return
+                return True
             for number, text in texts.items():
                 if number not in batch.items:
                     batch.items[number] = text
@@ -220,13 +302,21 @@ class MemoryStore(Store):
                         record, done=record.done + done, failed=record.failed + (not done)
                     )
             self._changed.notify_all()
+        return True
 
-    def append(self, events: Iterable[tuple[str, Event]]) -> None:
+    def mark(self, claim: Claim, item: int) -> None:
+        pass  # nobody is left to read it
+
+    def append(self, pieces: Sequence[Piece]) -> None:
         with self._changed:
-            for job_id, event in events:
-                if (entry := self._jobs.get(job_id)) is not None:
-                    entry.events.append(dataclasses.replace(event, id=self._next_id()))
+            for claim, event in ((piece.claim, piece.event) for piece in pieces):
+                if self._holds(claim):
+                    event = dataclasses.replace(event, id=self._next_id())
+                    self._jobs[claim.job_id].events.append(event)
             self._changed.notify_all()
+
+    def refuse(self, result: Result) -> None:
+        self.end(result)
 
     def load_aside(self, reference: str) -> str:
         with self._changed:
@@ -234,12 +324,6 @@ class MemoryStore(Store):
         if entry is None or entry.aside is None:
             raise InvalidInput("The input that the job refers to does not exist.")
         return entry.aside
-
-    def delay(self, packed: Packed) -> None:
-        wait = (packed.envelope.not_before or 0.0) - time.time()
-        timer = threading.Timer(max(0.0, wait), self._publish, (packed.wire,))
-        timer.daemon = True
-        timer.start()
 
     def input_key(self, job_id: str) -> str:
         return f"input:{job_id}"

@@ -19,12 +19,14 @@ class Packed:
         wire: the envelope as JSON.
         aside: what `input_ref` refers to, as JSON; None for an input inside the envelope.
         items: how many rows of a batch it carries; None for a single job.
+        signature: of `wire`, where jobs are signed.
     """
 
     envelope: Envelope
     wire: str
     aside: str | None = None
     items: int | None = None
+    signature: str | None = None
 
 
 def pack(envelope: Envelope, *, reference: str, inline: int, limit: int) -> Packed:

@@ -9,34 +9,25 @@ them into the same forward passes.
 from __future__ import annotations
 
 import logging
-import os
-import pkgutil
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, NoReturn
 
+from celery import signals
 from celery.concurrency.base import BasePool, apply_target
 from celery.worker import state as worker_state
 from kombu.asynchronous import get_event_loop
 
 from gptflow.config import Settings
 from gptflow.errors import EngineStopped, GPTFlowError, JobCancelled, JobTimeout
-from gptflow.plugins import Registry
+from gptflow.queue.crew import Crew
 from gptflow.queue.handle import Handle
-from gptflow.queue.presence import Presence
-from gptflow.queue.runtime import Runtime
-from gptflow.queue.transport import RedisTransport
-from gptflow.request import Engine
 from gptflow.result import Result
-from gptflow.transport import WorkerRecord
 
 logger = logging.getLogger(__name__)
-
-LOADER = "gptflow.queue.engine_factory:load_engine"
 
 
 class EnginePool(BasePool):
@@ -51,77 +42,81 @@ class EnginePool(BasePool):
         self._initargs: tuple[Any, str] = options["initargs"]
         self._jobs: dict[int, _Job] = {}
         self._here = threading.local()
-        self._runtime: Runtime | None = None
+        self._crew: Crew | None = None
         self._given_up = False
 
     # Starting and stopping.
 
     def on_start(self) -> None:
         settings: Settings = self.app.settings
-        try:
-            registry = Registry.load(settings.plugins)
-            registry.require_all()
-            self._transport = RedisTransport(settings)
-            self._transport.ping()
-            self._engine: Engine = pkgutil.resolve_name(LOADER)(settings)
-        except GPTFlowError as error:
-            _refuse(error)
         _, nodename = self._initargs
-        self._record = _describe(self._engine, registry, nodename)
-        runtime = Runtime(
-            self._engine,
-            registry,
-            self._transport,
-            self._transport.store,
-            settings=settings,
-            name=self._record.name,
-            concurrency=self.limit,
-        )
         try:
-            runtime.setup()
+            self._crew = Crew(
+                settings,
+                nodename=nodename,
+                concurrency=self.limit,
+                run_alone=self._run_alone,
+                idle=lambda: not self._jobs,
+                give_up=self._give_up,
+            )
         except GPTFlowError as error:
-            runtime.close()
-            self._engine.close()
             _refuse(error)
-        self._runtime = runtime
-        self._presence = Presence(self._transport.store, runtime, self._record, self._give_up)
-        self._threads = ThreadPoolExecutor(self.limit, thread_name_prefix="gptflow-job")
+        self._threads = ThreadPoolExecutor(self.limit + 1, thread_name_prefix="gptflow-job")
         self.app.engine_pool = self
+        # Celery stops the pool only after the queues, which may take it a while.
+        signals.worker_shutting_down.connect(self._take_no_more, weak=True)
 
     def did_start_ok(self) -> bool:
         # Called once the queues are being read: from here on, the worker is ready.
-        self._presence.start()
-        model = self._engine.model
+        assert self._crew is not None
+        self._crew.start()
+        model = self._crew.engine.model
         logger.info(
             "Ready: %s on %s%s, %d messages at once, plugins %s.",
             model.id,
             model.device,
             f" ({model.dtype})" if model.dtype else "",
             self.limit,
-            ", ".join(self._record.plugins) or "none",
+            ", ".join(self._crew.record.plugins) or "none",
         )
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another message may be taken from the queues."""
+        return self._crew is not None and self._crew.room > 0
+
+    def _take_no_more(self, **_: Any) -> None:
+        if self._crew is not None:
+            self._crew.take_no_more()
+
     def on_stop(self) -> None:
-        """Let what runs come to its end, acknowledging each message as it does."""
-        if self._runtime is None:
+        """Let what runs come to its end, and hand back what does not in time.
+
+        Each message is acknowledged as it ends.
+        """
+        if self._crew is None:
             return
+        self._take_no_more()
+        until = time.monotonic() + self.app.settings.grace
         while jobs := tuple(self._jobs.values()):
             wait([job.done for job in jobs], timeout=0.2, return_when=FIRST_COMPLETED)
             _drain_hub()
+            if time.monotonic() > until:
+                self._hand_back()
         self._threads.shutdown()
         _drain_hub()
-        runtime, self._runtime = self._runtime, None
-        runtime.close()
-        self._presence.stop()
-        self._engine.close()
-        self._transport.close()
+        crew, self._crew = self._crew, None
+        crew.close()
 
     def on_terminate(self) -> None:
-        """Stop at once; what runs ends as `EngineStopped`."""
+        """Stop at once; what runs is handed back."""
+        self._hand_back()
+        self.on_stop()
+
+    def _hand_back(self) -> None:
         for job in tuple(self._jobs.values()):
             job.settle(EngineStopped("The worker was stopped."))
-        self.on_stop()
 
     def _give_up(self) -> None:
         """End the process as SIGTERM does, with an exit code: its engine has stopped for good."""
@@ -129,6 +124,8 @@ class EnginePool(BasePool):
             return
         self._given_up = True
         logger.critical("The engine has stopped; so does the worker.")
+        self._take_no_more()
+        self._hand_back()
         worker_state.should_stop = EngineStopped.exit_code  # type: ignore[assignment]
         _wake_hub()
 
@@ -147,24 +144,35 @@ class EnginePool(BasePool):
         correlation_id: str | None = None,
         **_: Any,
     ) -> None:
-        assert self._runtime is not None
+        assert self._crew is not None
         job = _Job(str(correlation_id))
         self._jobs[job.handle.number] = job
+        call_later = self._crew.runtime.call_later
         if soft_timeout:
             stop = partial(self._on_limit, job, True, soft_timeout, timeout_callback)
-            job.timers.append(self._runtime.call_later(soft_timeout, stop))
+            job.timers.append(call_later(soft_timeout, stop))
         if timeout:
             stop = partial(self._on_limit, job, False, timeout, timeout_callback)
-            job.timers.append(self._runtime.call_later(timeout, stop))
+            job.timers.append(call_later(timeout, stop))
         run = partial(apply_target, target, args, kwargs, callback, accept_callback)
-        job.done = self._threads.submit(self._bridge, job, run)
+        job.done = self._threads.submit(self._bridge, job, partial(run, pid=job.handle.number))
 
-    def _bridge(self, job: _Job, run: Callable[..., None]) -> None:
+    def _run_alone(self, job_id: str) -> Future[None]:
+        """Run a job past Celery's queues, for the feeder."""
+        assert self._crew is not None
+        job = _Job(job_id)
+        self._jobs[job.handle.number] = job
+        logger.warning("Job %s runs alone: workers have died while it ran.", job_id)
+        run = partial(self._crew.dispatcher.run, job_id, job.handle)
+        job.done = self._threads.submit(self._bridge, job, run)
+        return job.done
+
+    def _bridge(self, job: _Job, run: Callable[[], Any]) -> None:
         self._here.job = job
         try:
-            run(pid=job.handle.number)
+            run()
         except Exception:
-            logger.exception("Celery's tracer failed on message %s.", job.id)
+            logger.exception("Message %s failed.", job.id)
         finally:
             for cancel in job.timers:
                 cancel()
@@ -172,20 +180,22 @@ class EnginePool(BasePool):
             # The consumer only looks for a free place when it wakes up.
             _wake_hub()
 
-    def run_here(self, envelope: Any) -> tuple[Result | None, bool]:
-        """Run an envelope in this bridge thread: the body of the Celery task.
+    def run_here(self, message: Any) -> tuple[Result | None, bool]:
+        """Run a message in this bridge thread: the body of the Celery task.
 
         Returns:
             The result, if there was something to do, and whether Celery has settled the
             message by itself, so that its record of why must stand.
         """
-        assert self._runtime is not None
+        crew = self._crew
+        assert crew is not None
         job: _Job = self._here.job
-        if not self._engine.healthy:
+        if not crew.engine.healthy:
             self._give_up()
-            self._runtime.hand_back(envelope)
+        if crew.stopping:
+            crew.return_doorbell(message)
             return None, job.settled
-        return self._runtime.run(envelope, job.handle), job.settled
+        return crew.dispatcher.run(message, job.handle), job.settled
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Stop one message, for `revoke(terminate=True)` or in a cold shutdown."""
@@ -214,16 +224,8 @@ class EnginePool(BasePool):
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()  # type: ignore[misc]
-        if (runtime := self._runtime) is not None:
-            info |= {
-                "in_flight": runtime.in_flight,
-                "peak_in_flight": runtime.peak_in_flight,
-                "messages": len(self._jobs),
-                "worker": self._record.name,
-                "model": self._record.model,
-                "plugins": list(self._record.plugins),
-                "engine": dict(self._engine.stats()),
-            }
+        if self._crew is not None:
+            info |= self._crew.describe() | {"messages": len(self._jobs)}
         return info
 
 
@@ -241,19 +243,6 @@ class _Job:
         """Stop it on behalf of Celery, which has told its tools why already."""
         self.settled = True
         self.handle.stop(reason)
-
-
-def _describe(engine: Engine, registry: Registry, nodename: str) -> WorkerRecord:
-    model = engine.model
-    return WorkerRecord(
-        # A restarted worker has its predecessor's node name and none of its jobs.
-        name=f"{nodename}.{uuid.uuid4().hex[:6]}",
-        pid=os.getpid(),
-        model=model.id,
-        plugins=tuple(registry.plugins),
-        started=time.time(),
-        stats=dict(engine.stats()),
-    )
 
 
 def _refuse(error: GPTFlowError) -> NoReturn:

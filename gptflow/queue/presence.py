@@ -1,8 +1,8 @@
-"""Presence: a worker's signs of life, and its ear for cancellations.
+"""Presence: a worker's signs of life, and its ear for what is announced.
 
-Every few seconds it renews the worker's record, asks whether what runs here was cancelled
-(an announcement may get lost), and enqueues the delayed messages whose time has come. Once the
-engine has stopped for good, it takes the record away instead, and says so.
+It renews the leases of what runs here, and the worker's own record; it brings back what other
+workers have lost; and it listens for cancellations and for new jobs. Once the engine has stopped,
+or hangs, it does none of this any more, so that others take over.
 """
 
 from __future__ import annotations
@@ -17,97 +17,147 @@ from typing import Any
 import redis
 
 from gptflow.errors import BrokerUnavailable, JobCancelled
+from gptflow.queue.dispatcher import Dispatcher
+from gptflow.queue.last_lines import LastLines
+from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.queue.redis_store import RedisStore
 from gptflow.queue.runtime import Runtime
 from gptflow.transport import WorkerRecord
 
 logger = logging.getLogger(__name__)
 
-BEAT = 2.0
-"""Seconds between two signs of life."""
+ANNOUNCE = 2.0
+"""Seconds between two renewals of the worker's record."""
 
-_LISTEN = 0.5
+REAP = 1.0
+"""Seconds between two looks for what got lost."""
+
+_LISTEN = 0.2
 
 
 class Presence:
-    """Runs in a thread of its own from `start` to `stop`.
+    """Runs in threads of its own from `start` to `stop`.
 
     Args:
-        on_engine_stopped: called at each beat that finds the engine stopped for good.
+        lease: seconds that a claim lasts; it is renewed three times as often.
+        wake: called when there are new jobs.
+        on_engine_stopped: called at each look that finds the engine stopped for good.
     """
 
     def __init__(
         self,
         store: RedisStore,
+        ledger: RedisLedger,
+        dispatcher: Dispatcher,
         runtime: Runtime,
         record: WorkerRecord,
+        *,
+        lease: float,
+        wake: Callable[[], None],
         on_engine_stopped: Callable[[], None],
     ) -> None:
+        self.log = LastLines()
         self._store = store
+        self._ledger = ledger
+        self._dispatcher = dispatcher
         self._runtime = runtime
         self._record = record
+        self._wake = wake
         self._on_engine_stopped = on_engine_stopped
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gptflow-presence", daemon=True)
+        self._ear = threading.Thread(target=self._listen, name="gptflow-ear", daemon=True)
+        self._heart = threading.Thread(target=self._live, name="gptflow-heart", daemon=True)
+        # Each with the seconds between two calls.
+        self._duties: tuple[tuple[float, Callable[[], None]], ...] = (
+            (lease / 3, self._renew),
+            (ANNOUNCE, self._announce),
+            (min(REAP, lease / 3), self._reap),
+        )
 
     def start(self) -> None:
         """Say that the worker is ready."""
-        self._beat()
-        self._thread.start()
+        self.log.attach()
+        self._announce()
+        self._ear.start()
+        self._heart.start()
 
     def stop(self) -> None:
         """Say that the worker has stopped."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in (self._heart, self._ear):
+            if thread.is_alive():
+                thread.join()
+        self.log.detach()
         try:
-            self._store.withdraw(self._record.name)
+            self._ledger.withdraw(self._record.name)
         except BrokerUnavailable as error:
             logger.warning("%s The worker's record will expire.", error.message)
 
-    def _run(self) -> None:
+    def _live(self) -> None:
+        due = [0.0 for _ in self._duties]
         while not self._stopping.is_set():
-            try:
-                self._listen()
-            except (BrokerUnavailable, redis.RedisError, OSError) as error:
-                logger.warning("Waiting for Redis: %s", type(error).__name__)
-            except Exception as error:  # noqa: BLE001  a silent worker's jobs are claimed again
-                logger.error("A sign of life failed: %s.", type(error).__name__)
-            self._stopping.wait(BEAT)
+            for number, (seconds, duty) in enumerate(self._duties):
+                if time.monotonic() >= due[number]:
+                    self._attempt(duty)
+                    due[number] = time.monotonic() + seconds
+            self._stopping.wait(max(0.0, min(due) - time.monotonic()))
 
-    def _listen(self) -> None:
-        """Beat and obey until the connection breaks or the worker stops."""
-        with self._store.client.pubsub(ignore_subscribe_messages=True) as channel:
-            channel.subscribe(self._store.keys.cancels)
-            next_beat = 0.0
-            while not self._stopping.is_set():
-                if time.monotonic() >= next_beat:
-                    self._beat()
-                    next_beat = time.monotonic() + BEAT
-                message = channel.get_message(timeout=_LISTEN)
-                if message is not None:
-                    self._cancel(str(message["data"]))
+    def _attempt(self, duty: Callable[[], None]) -> None:
+        try:
+            duty()
+        except BrokerUnavailable as error:
+            logger.warning("Waiting for Redis: %s", error.message)
+        except Exception as error:  # noqa: BLE001  a silent worker's jobs are claimed again
+            logger.error("A sign of life failed: %s.", type(error).__name__)
 
-    def _beat(self) -> None:
-        if self._runtime.engine.healthy:
-            self._announce()
-            self._store.release_delayed()
-        else:
-            self._on_engine_stopped()
-            self._store.withdraw(self._record.name)
-        if running := self._runtime.running():
-            for job_id in self._store.renew(running):
+    def _renew(self) -> None:
+        claims = self._dispatcher.claims()
+        if claims:
+            for job_id in self._ledger.beat(claims):
                 self._cancel(job_id)
 
     def _announce(self) -> None:
-        runtime = self._runtime
+        if not self._runtime.engine.healthy:
+            self._on_engine_stopped()
+            self._ledger.withdraw(self._record.name)
+            return
         self._record = dataclasses.replace(
             self._record,
-            in_flight=runtime.in_flight,
-            peak_in_flight=runtime.peak_in_flight,
+            in_flight=self._runtime.in_flight,
+            peak_in_flight=self._runtime.peak_in_flight,
             stats=self._stats(),
         )
-        self._store.announce(self._record)
+        self._ledger.announce(self._record, self.log.lines())
+
+    def _reap(self) -> None:
+        reaped = self._ledger.reap()
+        if any(reaped):
+            logger.info(
+                "Brought back: %d jobs of silent workers, %d unanswered, %d delayed; %d are dead.",
+                reaped.leases,
+                reaped.doorbells,
+                reaped.delayed,
+                reaped.dead,
+            )
+
+    def _listen(self) -> None:
+        """Obey announcements until the worker stops."""
+        keys = self._store.keys
+        while not self._stopping.is_set():
+            try:
+                with self._store.client.pubsub(ignore_subscribe_messages=True) as channel:
+                    channel.subscribe(keys.cancels, keys.wake)
+                    while not self._stopping.is_set():
+                        message = channel.get_message(timeout=_LISTEN)
+                        if message is None:
+                            continue
+                        if message["channel"] == keys.wake:
+                            self._wake()
+                        else:
+                            self._cancel(str(message["data"]))
+            except (BrokerUnavailable, redis.RedisError, OSError) as error:
+                logger.warning("Waiting for Redis: %s", type(error).__name__)
+                self._stopping.wait(1.0)
 
     def _stats(self) -> Mapping[str, Any]:
         try:
@@ -117,5 +167,5 @@ class Presence:
             return self._record.stats
 
     def _cancel(self, job_id: str) -> None:
-        if self._runtime.stop(job_id, JobCancelled(f"Job {job_id} was cancelled.")):
-            logger.info("Job %s is cancelled.", job_id)
+        if self._dispatcher.stop(job_id, JobCancelled(f"Job {job_id} was cancelled.")):
+            logger.info("Job %s is cancelled, or was given to another worker.", job_id)

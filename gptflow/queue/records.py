@@ -12,22 +12,16 @@ from gptflow.errors import InvalidOutput, JobCancelled
 from gptflow.result import Result
 from gptflow.transport import BatchRecord, JobRecord, WorkerRecord
 
-JOB_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(JobRecord))
+_JOB_NAMES: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(JobRecord))
+JOB_FIELDS: tuple[str, ...] = tuple({"job_class": "class"}.get(name, name) for name in _JOB_NAMES)
+"""As the scripts name them, in the order of `JobRecord`."""
 BATCH_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(BatchRecord))
 _TIMES = frozenset(("submitted", "started", "finished"))
-_COUNTS = frozenset(("items", "total", "done", "failed"))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A worker's right to run a job. Its result is refused once `fence` is no longer the last."""
-
-    fence: int
-    submitted: float
+_COUNTS = frozenset(("items", "attempt", "crashes", "total", "done", "failed"))
 
 
 def new_job(envelope: Envelope, now: float, items: int | None = None) -> JobRecord:
-    """The record of a job that was just submitted, or just found in the queue."""
+    """The record of a job that was just submitted."""
     return JobRecord(
         id=envelope.id,
         task=envelope.task,
@@ -40,7 +34,7 @@ def new_job(envelope: Envelope, now: float, items: int | None = None) -> JobReco
     )
 
 
-def flatten(record: JobRecord | BatchRecord) -> dict[str, str]:
+def flatten(record: BatchRecord) -> dict[str, str]:
     """The record as a Redis hash; what is not known is left out."""
     values = {
         name: value for name, value in dataclasses.asdict(record).items() if value is not None
@@ -53,7 +47,7 @@ def flatten(record: JobRecord | BatchRecord) -> dict[str, str]:
 
 def read_job(values: Sequence[str | None]) -> JobRecord:
     """A record from the values of `JOB_FIELDS`."""
-    return JobRecord(**_typed(dict(zip(JOB_FIELDS, values, strict=True))))
+    return JobRecord(**_typed(dict(zip(_JOB_NAMES, values, strict=True))))
 
 
 def read_batch(values: Sequence[str | None]) -> BatchRecord:
@@ -102,6 +96,17 @@ def decode_worker(text: str) -> WorkerRecord:
 def item_id(batch_id: str, index: int) -> str:
     """The id of one row of a batch, as its result carries it."""
     return f"{batch_id}/{index}"
+
+
+def item_numbers(wire: str | None, aside: str | None) -> list[int]:
+    """The numbers of the items in a message.
+
+    Args:
+        wire: its envelope as JSON; None where it is gone.
+        aside: what the envelope's `input_ref` refers to.
+    """
+    items = json.loads(aside) if aside else json.loads(wire or "{}").get("items", ())
+    return [item["index"] for item in items]
 
 
 def cancelled(job_id: str, task: str) -> Result:

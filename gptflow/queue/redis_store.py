@@ -1,22 +1,17 @@
-"""RedisStore: the records in Redis or Valkey. What must not be torn apart is a Lua script."""
+"""RedisStore: the records in Redis or Valkey, as callers use them."""
 
 from __future__ import annotations
 
-import functools
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import resources
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from gptflow.envelope import Envelope
-from gptflow.errors import InvalidInput, JobNotFound
+from gptflow.errors import InvalidInput, JobNotFound, QueueFull
 from gptflow.queue import connection, records
 from gptflow.queue.keys import Keys
-from gptflow.queue.message import celery_message
 from gptflow.queue.payload import Packed
-from gptflow.queue.records import Claim
-from gptflow.queue.store import BLOCK, LISTED, STREAM_LENGTH, Refusal, Store
+from gptflow.queue.scripts import Call, Scripts
+from gptflow.queue.store import BLOCK, LISTED, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
 
@@ -33,35 +28,21 @@ WORKER_TTL = 15
 
 
 class RedisStore(Store):
-    """Records under the prefix of one application; every key but the queues expires.
+    """Records under the prefix of one application; what has ended expires.
 
     Args:
         url: of the server; nothing is sent before the first call.
         app: the application.
-        ttl: seconds to keep a record after the job's submission or end.
+        ttl: seconds to keep a record after the job's end.
     """
 
     def __init__(self, url: str, app: str, ttl: int) -> None:
         self.keys = Keys(app)
         # redis-py's types do not say that replies are decoded.
         self.client: Any = connection.open_client(url)
+        self.scripts = Scripts(self.client, self.keys.prefix)
+        self.ttl = ttl
         self._url = url
-        self._ttl = ttl
-        self._submit = self._script("submit")
-        self._claim = self._script("claim")
-        self._finish = self._script("finish")
-        self._items = self._script("items")
-        self._release = self._script("release")
-
-    def _script(self, name: str) -> Callable[..., Any]:
-        source = resources.files("gptflow.queue").joinpath("lua", f"{name}.lua").read_text("utf-8")
-        script = self.client.register_script(source)
-
-        @functools.wraps(script)
-        def call(keys: Sequence[str], args: Sequence[Any], client: Any = None) -> Any:
-            return script(keys=keys, args=args, client=client)
-
-        return call
 
     def reported(self) -> Any:
         """A context in which redis-py's errors become ours."""
@@ -72,17 +53,16 @@ class RedisStore(Store):
         with self.reported():
             self.client.ping()
 
-    # What callers use.
-
     def submit(self, packed: Packed) -> str:
         with self.reported():
-            return cast(str, self._submit(*self._submission(packed)))
+            reply = self.scripts.run(enqueue_call(self.keys, packed))
+        return accepted(reply, packed)
 
     def open_batch(self, record: BatchRecord) -> None:
         key = self.keys.batch(record.id)
         with self.reported(), self.client.pipeline(transaction=True) as pipe:
             pipe.hset(key, mapping=records.flatten(record))
-            pipe.expire(key, self._ttl)
+            pipe.expire(key, self.ttl)
             pipe.execute()
 
     def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
@@ -91,37 +71,15 @@ class RedisStore(Store):
             # In slices, so that a large batch holds up nobody else's commands.
             for start in range(0, len(chunks), _MESSAGES):
                 part = chunks[start : start + _MESSAGES]
+                # Whoever cancels the batch must find a message as soon as it can run.
                 with self.client.pipeline(transaction=True) as pipe:
                     pipe.sadd(members, *(chunk.envelope.id for chunk in part))
-                    pipe.expire(members, self._ttl)
-                    pipe.expire(self.keys.batch(batch_id), self._ttl)
-                    for chunk in part:
-                        self._submit(*self._submission(chunk), pipe)
+                    pipe.expire(members, self.ttl)
+                    pipe.expire(self.keys.batch(batch_id), self.ttl)
                     pipe.execute()
-
-    def _submission(self, packed: Packed) -> tuple[list[str], list[Any]]:
-        envelope, keys, now = packed.envelope, self.keys, time.time()
-        job = keys.job(envelope.id)
-        idem = job
-        if envelope.key:
-            idem = keys.idempotency(envelope.tenant, envelope.task, envelope.key)
-        fields = records.flatten(records.new_job(envelope, now, packed.items))
-        if envelope.key:
-            fields["idem"] = idem
-        queue = keys.queue(envelope.job_class)
-        return (
-            [job, keys.jobs, queue, keys.input(envelope.id), idem],
-            [
-                envelope.id,
-                keys.job(""),
-                now,
-                self._ttl,
-                LISTED,
-                celery_message(packed),
-                packed.aside or "",
-                *_pairs(fields),
-            ],
-        )
+                replies = self.scripts.run_all([enqueue_call(self.keys, c) for c in part])
+                for chunk, reply in zip(part, replies, strict=True):
+                    accepted(reply, chunk)
 
     def job(self, job_id: str) -> JobRecord:
         with self.reported():
@@ -131,22 +89,25 @@ class RedisStore(Store):
     def jobs(self, state: State | None, limit: int) -> list[JobRecord]:
         found: list[JobRecord] = []
         with self.reported():
-            for ids in self._newest():
-                with self.client.pipeline(transaction=False) as pipe:
-                    for job_id in ids:
-                        pipe.hmget(self.keys.job(job_id), records.JOB_FIELDS)
-                    rows = [records.read_job(row) for row in pipe.execute() if row[0] is not None]
-                found += [row for row in rows if state in (None, row.state)]
+            for ids in self._newest(self.keys.jobs):
+                found += [row for row in self._read_jobs(ids) if state in (None, row.state)]
                 if len(found) >= limit:
                     break
         return found[:limit]
 
-    def _newest(self) -> Iterator[list[str]]:
+    def _newest(self, key: str) -> Iterator[list[str]]:
         for start in range(0, LISTED, _SLICE):
-            ids = self.client.zrevrange(self.keys.jobs, start, start + _SLICE - 1)
+            ids = self.client.zrevrange(key, start, start + _SLICE - 1)
             if not ids:
                 return
             yield ids
+
+    def _read_jobs(self, ids: Sequence[str]) -> list[JobRecord]:
+        """The records of those that have one."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hmget(self.keys.job(job_id), records.JOB_FIELDS)
+            return [records.read_job(row) for row in pipe.execute() if row[0] is not None]
 
     def result(self, job_id: str) -> Result | None:
         with self.reported():
@@ -196,127 +157,67 @@ class RedisStore(Store):
                 found |= {number: records.decode(text) for number, text in pairs if text}
         return found
 
-    def end(self, result: Result, *, announce: bool = False) -> bool | None:
-        code = self._end(result, fence="", channel=self.keys.cancels if announce else "")
+    def end(self, result: Result) -> bool | None:
+        assert result.state in TERMINAL
+        call = Call(
+            "cancel",
+            [self.keys.job(result.id)],
+            [result.id, result.state, records.encode(result), self.ttl],
+        )
+        with self.reported():
+            code = self.scripts.run(call)
         return None if code < 0 else code == 1
+
+    def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
+        with self.reported():
+            self.scripts.run_all(items_calls(self.keys, batch_id, results, self.ttl))
+
+    def message_items(self, job_id: str) -> list[int]:
+        with self.reported():
+            wire = self.client.hget(self.keys.job(job_id), "wire")
+            aside = self.client.get(self.keys.input(job_id))
+        return records.item_numbers(wire, aside)
 
     def mark_batch_cancelled(self, batch_id: str) -> None:
         with self.reported():
             self.client.hset(self.keys.batch(batch_id), "cancelled", "1")
 
-    # What workers use.
-
-    def claim(self, envelope: Envelope, worker: str, delivery: int) -> Claim | Refusal:
-        keys, now = self.keys, time.time()
-        deadline = "" if envelope.deadline is None else envelope.deadline
-        fields = records.flatten(records.new_job(envelope, now))
+    def revive(self, job_id: str) -> bool | None:
         with self.reported():
-            verdict, *more = self._claim(
-                [keys.job(envelope.id), keys.jobs],
-                [
-                    envelope.id,
-                    worker,
-                    delivery,
-                    keys.worker(""),
-                    now,
-                    self._ttl,
-                    deadline,
-                    *_pairs(fields),
-                ],
-            )
-        if verdict != "run":
-            return cast(Refusal, verdict)
-        return Claim(fence=int(more[0]), submitted=float(more[1]))
+            code = self.scripts.run(Call("revive", [self.keys.job(job_id)], [job_id]))
+        return None if code < 0 else code == 1
 
-    def finish(self, claim: Claim, result: Result) -> bool:
-        return self._end(result, fence=str(claim.fence)) == 1
-
-    def _end(self, result: Result, *, fence: str, channel: str = "") -> int:
-        keys, job_id = self.keys, result.id
-        assert result.state in TERMINAL
-        text = records.encode(result)
+    def dead(self, limit: int) -> list[JobRecord]:
+        found: list[JobRecord] = []
         with self.reported():
-            code = self._finish(
-                [keys.job(job_id), keys.stream(job_id), keys.input(job_id)],
-                [job_id, fence, result.state, time.time(), self._ttl, text, channel],
-            )
-        return int(code)
+            for ids in self._newest(self.keys.dead):
+                found += self._read_jobs(ids)
+                if len(found) >= limit:
+                    break
+        return found[:limit]
 
-    def finish_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
+    def last_words(self, job_id: str) -> str:
+        with self.reported():
+            values = self.client.hmget(self.keys.job(job_id), ["id", "log"])
+        return _known(values, job_id)[1] or ""
+
+    def purge(self, job_ids: Sequence[str]) -> int:
         keys = self.keys
-        names = (keys.batch, keys.results, keys.stream, keys.members)
-        numbers = list(results)
-        with self.reported():
-            for start in range(0, len(numbers), _SLICE):
-                arguments: list[Any] = [self._ttl]
-                for number in numbers[start : start + _SLICE]:
-                    result = results[number]
-                    ending = "done" if result.ok else "failed"
-                    arguments += [number, ending, records.encode(result)]
-                self._items([name(batch_id) for name in names], arguments)
-
-    def append(self, events: Iterable[tuple[str, Event]]) -> None:
-        with self.reported(), self.client.pipeline(transaction=False) as pipe:
-            for job_id, event in events:
-                stream = self.keys.stream(job_id)
-                fields = {"kind": event.kind, "text": event.text, "sample": event.sample}
-                pipe.xadd(stream, fields, maxlen=STREAM_LENGTH, approximate=True)
-                pipe.expire(stream, self._ttl)
-            pipe.execute()
-
-    def load_aside(self, reference: str) -> str:
-        # The reference came from outside; it must not reach other keys of this server.
-        if reference.startswith(self.keys.input("")):
-            with self.reported():
-                text = self.client.get(reference)
-            if text is not None:
-                return cast(str, text)
-        raise InvalidInput("The input that the job refers to does not exist.")
-
-    def delay(self, packed: Packed) -> None:
-        envelope = packed.envelope
-        member = f"{self.keys.queue(envelope.job_class)} {celery_message(packed)}"
-        with self.reported():
-            self.client.zadd(self.keys.delayed, {member: envelope.not_before or 0.0})
-
-    def release_delayed(self) -> int:
-        """Enqueue the delayed messages whose time has come; returns how many."""
-        with self.reported():
-            return int(self._release([self.keys.delayed], [time.time(), _SLICE]))
-
-    def renew(self, job_ids: Sequence[str]) -> set[str]:
-        """Keep the records of running jobs from expiring; returns which of them have ended."""
-        with self.reported(), self.client.pipeline(transaction=False) as pipe:
+        with self.reported(), self.client.pipeline(transaction=True) as pipe:
             for job_id in job_ids:
-                pipe.hget(self.keys.job(job_id), "state")
-                pipe.expire(self.keys.job(job_id), self._ttl)
-            states = pipe.execute()[::2]
-        return {id for id, state in zip(job_ids, states, strict=True) if state in TERMINAL}
+                pipe.zrem(keys.dead, job_id)
+            gone = sum(pipe.execute())
+            for job_id in job_ids:
+                pipe.delete(keys.job(job_id), keys.input(job_id), keys.stream(job_id))
+                pipe.zrem(keys.jobs, job_id)
+            pipe.execute()
+        return int(gone)
 
     def input_key(self, job_id: str) -> str:
         return self.keys.input(job_id)
 
-    # Workers' signs of life.
-
-    def announce(self, record: WorkerRecord) -> None:
-        """Say that a worker is alive, for the next `WORKER_TTL` seconds."""
-        with self.reported(), self.client.pipeline() as pipe:
-            pipe.set(self.keys.worker(record.name), records.encode_worker(record), ex=WORKER_TTL)
-            pipe.zadd(self.keys.workers, {record.name: time.time()})
-            pipe.expire(self.keys.workers, self._ttl)
-            pipe.execute()
-
-    def withdraw(self, worker: str) -> None:
-        """Say that a worker has stopped."""
-        with self.reported(), self.client.pipeline() as pipe:
-            pipe.delete(self.keys.worker(worker))
-            pipe.zrem(self.keys.workers, worker)
-            pipe.execute()
-
     def workers(self) -> list[WorkerRecord]:
-        """The live workers, the longest-running first."""
         with self.reported():
-            self.client.zremrangebyscore(self.keys.workers, "-inf", time.time() - 2 * WORKER_TTL)
             names = self.client.zrange(self.keys.workers, 0, -1)
             texts = self.client.mget([self.keys.worker(name) for name in names]) if names else []
         found = [records.decode_worker(text) for text in texts if text]
@@ -339,6 +240,87 @@ class RedisStore(Store):
         return [entry for _, entries in streams for entry in _flat(entries)]
 
 
+def enqueue_call(keys: Keys, packed: Packed, *, adopt: bool = False) -> Call:
+    """The call that accepts a job.
+
+    Args:
+        adopt: its message was in the queue without it, and has been taken.
+    """
+    envelope = packed.envelope
+    given = {
+        "key": envelope.key,
+        "deadline": envelope.deadline,
+        "not_before": envelope.not_before,
+        "items": packed.items,
+        "batch": envelope.batch,
+        "sig": packed.signature,
+        "input": packed.aside,
+        "adopt": 1 if adopt else None,
+    }
+    options = [part for pair in given.items() if pair[1] is not None for part in pair]
+    return Call(
+        "enqueue",
+        [keys.job(envelope.id)],
+        [
+            envelope.id,
+            packed.wire,
+            envelope.job_class,
+            envelope.tenant,
+            envelope.task,
+            *options,
+        ],
+    )
+
+
+def accepted(reply: Sequence[str], packed: Packed) -> str:
+    """The id in a reply to `enqueue_call`.
+
+    Raises:
+        QueueFull: the job was refused for now.
+        InvalidInput: it was refused for good.
+    """
+    verdict, what, *more = reply
+    if verdict in ("accepted", "known"):
+        return what
+    if verdict == "invalid":
+        raise InvalidInput(f"The job for task {packed.envelope.task!r} has a malformed {what}.")
+    seconds = float(more[0])
+    if verdict == "memory":
+        message = f"The queue takes no more jobs: {what} % of the server's memory is in use."
+    else:
+        kind, _, tenant = what.partition("/")
+        whose = f" of tenant {tenant!r}" if tenant else ""
+        message = f"Too many {kind} jobs{whose} wait already."
+    raise QueueFull(message, retry_after=seconds, hint=f"Try again in {seconds:g} seconds.")
+
+
+def items_calls(
+    keys: Keys,
+    batch_id: str,
+    results: Mapping[int, Result],
+    ttl: int,
+    *,
+    job_id: str = "",
+    fence: str = "",
+) -> list[Call]:
+    """The calls that record the ends of a batch's items.
+
+    Args:
+        job_id: of the message that carries them.
+        fence: of its claim; empty to record them whoever runs them.
+    """
+    names = [name(batch_id) for name in (keys.batch, keys.results, keys.stream, keys.members)]
+    numbers = list(results)
+    calls = []
+    for start in range(0, len(numbers), _SLICE):
+        arguments: list[Any] = [ttl, job_id, fence]
+        for number in numbers[start : start + _SLICE]:
+            result = results[number]
+            arguments += [number, "done" if result.ok else "failed", records.encode(result)]
+        calls.append(Call("items", names, arguments))
+    return calls
+
+
 def _flat(entries: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     # RESP3 replies nest the entries of each stream once more.
     for entry in entries:
@@ -346,10 +328,6 @@ def _flat(entries: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _flat(entry)
         else:
             yield entry
-
-
-def _pairs(fields: Mapping[str, str]) -> list[str]:
-    return [part for pair in fields.items() for part in pair]
 
 
 def _known(values: Sequence[str | None], job_or_batch_id: str) -> Sequence[str | None]:

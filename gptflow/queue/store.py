@@ -1,14 +1,11 @@
-"""Store: the records of jobs and batches, behind one interface for Redis and for memory."""
+"""Store: what callers do with the records of jobs and batches, for Redis and for memory."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
-from gptflow.envelope import Envelope
 from gptflow.queue.payload import Packed
-from gptflow.queue.records import Claim
 from gptflow.result import Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
 
@@ -21,18 +18,12 @@ STREAM_LENGTH = 10_000
 BLOCK = 2.0
 """Seconds that one blocking read waits at most; it must stay below Redis's socket timeout."""
 
-Refusal = Literal["busy", "late", "done", "failed", "cancelled", "expired", "dead"]
-"""Why a job cannot be claimed: it runs elsewhere, its deadline has passed, or it has ended."""
-
 
 class Store(abc.ABC):
     """Where jobs are recorded. Thread-safe; every call may raise `BrokerUnavailable`.
 
-    A job goes `queued -> running -> done | failed | cancelled | expired`, and the first end
-    that is recorded stands.
+    The states and what workers do with them: see `gptflow.queue.ledger`.
     """
-
-    # What callers use.
 
     @abc.abstractmethod
     def submit(self, packed: Packed) -> str:
@@ -40,6 +31,9 @@ class Store(abc.ABC):
 
         Returns:
             Its id, or that of an earlier job of the same key, tenant and task.
+
+        Raises:
+            QueueFull: its class or tenant has too many waiting, or the server's memory is used up.
         """
 
     @abc.abstractmethod
@@ -48,7 +42,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
-        """Record and enqueue the messages of a batch. Where this raises, some may be queued."""
+        """Record and enqueue messages of a batch. Where this raises, some may be queued.
+
+        Raises:
+            QueueFull: as for `submit`.
+        """
 
     @abc.abstractmethod
     def job(self, job_id: str) -> JobRecord:
@@ -87,46 +85,35 @@ class Store(abc.ABC):
         """The results of some items; those that have none are left out."""
 
     @abc.abstractmethod
-    def end(self, result: Result, *, announce: bool = False) -> bool | None:
-        """End a job, whoever runs it. False if it had ended; None if there is no such job.
+    def end(self, result: Result) -> bool | None:
+        """End a job, whoever runs it. False if it had ended; None if there is no such job."""
 
-        Args:
-            announce: tell the workers, so that whoever runs it stops.
-        """
+    @abc.abstractmethod
+    def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
+        """End items of a batch, whoever runs them; those that had ended keep their result."""
+
+    @abc.abstractmethod
+    def message_items(self, job_id: str) -> list[int]:
+        """The numbers of the items that a message of a batch carries, until it is done."""
 
     @abc.abstractmethod
     def mark_batch_cancelled(self, batch_id: str) -> None: ...
 
-    # What workers use.
+    @abc.abstractmethod
+    def revive(self, job_id: str) -> bool | None:
+        """Enqueue a failed, expired or dead job once more. False if it is none; None if unknown."""
 
     @abc.abstractmethod
-    def claim(self, envelope: Envelope, worker: str, delivery: int) -> Claim | Refusal:
-        """Take a job to run it.
-
-        Args:
-            delivery: of the message, a number within the worker. Claiming again for the same
-                delivery gives the same claim, so a call whose reply was lost can be repeated.
-        """
+    def dead(self, limit: int) -> list[JobRecord]:
+        """The jobs that are dead, the newest first."""
 
     @abc.abstractmethod
-    def finish(self, claim: Claim, result: Result) -> bool:
-        """Record the end of a claimed job. False: it had ended, or somebody else runs it."""
+    def last_words(self, job_id: str) -> str:
+        """What the worker that died last of a dead job had logged; empty where nothing is known."""
 
     @abc.abstractmethod
-    def finish_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
-        """Record the ends of items; those that had ended keep their first result."""
-
-    @abc.abstractmethod
-    def append(self, events: Iterable[tuple[str, Event]]) -> None:
-        """Add entries to jobs' streams, in order; their ids are given by the store."""
-
-    @abc.abstractmethod
-    def load_aside(self, reference: str) -> str:
-        """The JSON of an input that is kept aside. Raises `InvalidInput`."""
-
-    @abc.abstractmethod
-    def delay(self, packed: Packed) -> None:
-        """Enqueue a message again when its `not_before` has come."""
+    def purge(self, job_ids: Sequence[str]) -> int:
+        """Forget dead jobs. Returns how many there were."""
 
     @abc.abstractmethod
     def input_key(self, job_id: str) -> str:

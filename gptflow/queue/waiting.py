@@ -118,9 +118,11 @@ class StoreTransport:
         if job_or_batch_id.startswith("batch_"):
             return self._cancel_batch(job_or_batch_id)
         record = self.store.job(job_or_batch_id)
-        ended = self.store.end(records.cancelled(record.id, record.task), announce=True)
+        ended = self.store.end(records.cancelled(record.id, record.task))
         if ended is None:
             raise JobNotFound(f"The record of job {record.id!r} has expired.")
+        if ended and record.batch is not None:
+            self._cancel_items(record.batch, record.task, self.store.message_items(record.id))
         return ended
 
     def _cancel_batch(self, batch_id: str) -> bool:
@@ -131,14 +133,17 @@ class StoreTransport:
         # Counted first: once it is told to stop, a worker records the rest at any moment.
         stopped = len(self.store.ended_items(batch_id)) < record.total
         for job_id in self.store.members(batch_id):
-            self.store.end(records.cancelled(job_id, record.task), announce=True)
+            self.store.end(records.cancelled(job_id, record.task))
         left = sorted(set(range(record.total)) - self.store.ended_items(batch_id))
-        for start in range(0, len(left), _CANCELLED_AT_ONCE):
-            part = left[start : start + _CANCELLED_AT_ONCE]
-            ids = {number: records.item_id(batch_id, number) for number in part}
-            results = {number: records.cancelled(ids[number], record.task) for number in part}
-            self.store.finish_items(batch_id, results)
+        self._cancel_items(batch_id, record.task, left)
         return stopped
+
+    def _cancel_items(self, batch_id: str, task: str, numbers: Sequence[int]) -> None:
+        for start in range(0, len(numbers), _CANCELLED_AT_ONCE):
+            part = numbers[start : start + _CANCELLED_AT_ONCE]
+            ids = {number: records.item_id(batch_id, number) for number in part}
+            results = {number: records.cancelled(ids[number], task) for number in part}
+            self.store.end_items(batch_id, results)
 
     def workers(self) -> list[WorkerRecord]:
         """The workers that are ready, the longest-running first."""

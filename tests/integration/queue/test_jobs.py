@@ -235,11 +235,16 @@ def test_an_observer_that_raises_does_no_harm(
     eventually(lambda: f"finished {job.id}" in notes.read_text())
 
 
-def test_every_key_expires_but_the_queues(flow: Client) -> None:
-    flow.run("bed.echo", {"value": 1}, timeout=20)
-    store = flow.transport.store
+def test_every_key_expires_but_the_queues_and_what_is_of_bounded_size(
+    own: Client, start_worker: Any
+) -> None:
+    worker = start_worker(app=own.settings.app)
+    own.run("bed.echo", {"value": 1}, timeout=20)
+    own.submit_many("bed.echo", [{"value": 1}] * 200).results(20)
+    assert worker.terminate() == 0
+    store = own.transport.store
     ours = list(store.client.scan_iter(f"{store.keys.prefix}*"))
     kept = {key for key in ours if store.client.ttl(key) == -1}
     celerys = {key for key in kept if "_kombu" in key or "celery" in key or ":gf." in key}
     assert ours
-    assert kept - celerys == set()
+    assert kept - celerys == {store.keys.jobs, store.keys.policy, store.keys.totals}

@@ -11,8 +11,10 @@ import pytest
 from gptflow import config
 from gptflow.plugins import Registry
 from gptflow.queue import presence
+from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.embedded import EmbeddedServer
 from gptflow.queue.presence import Presence
+from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.queue.runtime import Runtime
 from gptflow.queue.transport import RedisTransport
 from gptflow.testing import ScriptedEngine
@@ -41,29 +43,35 @@ class Worker:
         self.stopped = threading.Event()
         self.transport = RedisTransport(settings)
         self.store = self.transport.store
+        self.ledger = RedisLedger(self.store, lease=0.3, dead_ttl=60)
         self.runtime = Runtime(
-            self.engine,
-            Registry(),
-            self.transport,
-            self.store,
-            settings=settings,
-            name="w",
-            concurrency=1,
+            self.engine, Registry(), self.transport, settings=settings, concurrency=1
         )
-        record = WorkerRecord(name="w", pid=1, model="m", started=1.0)
-        self.presence = Presence(self.store, self.runtime, record, self.stopped.set)
+        self.dispatcher = Dispatcher(self.runtime, self.ledger, settings=settings, name="w")
+        self.presence = Presence(
+            self.store,
+            self.ledger,
+            self.dispatcher,
+            self.runtime,
+            WorkerRecord(name="w", pid=1, model="m", started=1.0),
+            lease=0.3,
+            wake=lambda: None,
+            on_engine_stopped=self.stopped.set,
+        )
         self.presence.start()
 
     def close(self) -> None:
         self.presence.stop()
+        self.dispatcher.close()
         self.runtime.close()
+        self.ledger.close()
         self.transport.close()
 
 
 @pytest.fixture
 def own(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    monkeypatch.setattr(presence, "BEAT", 0.05)
-    monkeypatch.setattr(presence, "_LISTEN", 0.05)
+    monkeypatch.setattr(presence, "ANNOUNCE", 0.05)
+    monkeypatch.setattr(presence, "REAP", 0.05)
     worker = Worker(server.url)
     yield worker
     worker.close()
@@ -87,16 +95,16 @@ def test_signs_of_life_go_on_after_one_that_failed(
 ) -> None:
     failed = threading.Event()
 
-    def fail() -> int:
+    def fail(**_: Any) -> int:
         failed.set()
         raise KeyError("a secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr(own.store, "release_delayed", fail)
+        patch.setattr(own.ledger, "reap", fail)
         assert failed.wait(5)
-        own.store.withdraw("w")
+        own.ledger.withdraw("w")
         eventually(lambda: own.transport.workers() != [])
-    own.store.withdraw("w")
+    own.ledger.withdraw("w")
     eventually(lambda: own.transport.workers() != [])
     assert "KeyError" in caplog.text
     assert "a secret" not in caplog.text
@@ -106,5 +114,5 @@ def test_counters_that_break_do_not_cost_the_worker_its_record(
     own: Worker, eventually: Eventually
 ) -> None:
     own.engine.broken = True
-    own.store.withdraw("w")
+    own.ledger.withdraw("w")
     eventually(lambda: own.transport.workers() != [])

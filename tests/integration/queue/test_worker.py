@@ -6,13 +6,12 @@ import base64
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptflow import config
 from gptflow.client import Client
 from gptflow.envelope import Envelope, new_id
 from gptflow.queue.app import make_app
@@ -22,14 +21,6 @@ from gptflow.queue.message import TASK, celery_message
 from gptflow.queue.payload import Packed, dumps, pack
 
 Eventually = Callable[[Callable[[], bool]], None]
-
-
-@pytest.fixture
-def own(server: Any, request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A client of an application that no other test uses."""
-    app = f"own-{abs(hash(request.node.name)) % 10**8}"
-    with Client(settings=config.load(redis_url=server.url, app=app)) as client:
-        yield client
 
 
 def push(flow: Client, message: str) -> None:
@@ -222,7 +213,7 @@ def test_terminate_lets_what_runs_finish_and_leaves_the_rest(
     assert again.terminate() == 0
 
 
-def test_quit_stops_at_once_and_says_so_in_the_results(
+def test_quit_stops_at_once_and_hands_back_what_runs(
     own: Client, start_worker: Callable[..., Any], eventually: Eventually
 ) -> None:
     worker = start_worker(app=own.settings.app)
@@ -230,37 +221,91 @@ def test_quit_stops_at_once_and_says_so_in_the_results(
     eventually(lambda: job.state == "running")
     worker.popen.send_signal(signal.SIGQUIT)
     worker.popen.wait(20)
-    result = job.wait(5)
-    assert result.error is not None
-    assert result.error.code == "GF704"
+    assert job.state == "queued"
+    assert (job.record.attempt, job.record.crashes) == (0, 0)
 
 
-def test_a_job_of_a_killed_worker_is_run_again_when_its_message_comes_again(
+def test_what_does_not_end_in_the_grace_is_handed_back_uncharged(
     own: Client, start_worker: Callable[..., Any], eventually: Eventually
 ) -> None:
-    from gptflow.queue.redis_store import WORKER_TTL
+    worker = start_worker(app=own.settings.app, grace="0.5")
+    jobs = [own.submit("bed.sleep", {"value": 3600}) for _ in range(20)]
+    batch = own.submit_many("bed.sleep", [{"value": 0}, {"value": 3600}])
+    eventually(lambda: all(job.state == "running" for job in jobs))
+    eventually(lambda: batch.record.done == 1)
+    assert worker.terminate() == 0
+    assert {(job.state, job.record.attempt) for job in jobs} == {("queued", 0)}
+    assert batch.record.done == 1
 
-    worker = start_worker(app=own.settings.app)
-    envelope = Envelope(task="bed.words", input={"value": 30}, stream=True)
-    packed = pack(envelope, reference="", inline=100, limit=1000)
+
+def test_a_job_of_a_killed_worker_is_run_again_by_another(
+    own: Client, start_worker: Callable[..., Any], eventually: Eventually
+) -> None:
+    worker = start_worker(app=own.settings.app, lease="1")
+    job = own.submit("bed.words", {"value": 30}, stream=True)
     store = own.transport.store
-    store.submit(packed)
-    eventually(lambda: own.job(envelope.id).state == "running")
-    eventually(lambda: bool(store.read_events(envelope.id, "0", 0.01)))
+    eventually(lambda: bool(store.read_events(job.id, "0", 0.01)))
     worker.kill()
-    (record,) = own.transport.workers()
-    assert 0 < store.client.ttl(store.keys.worker(record.name)) <= WORKER_TTL
-    store.withdraw(record.name)  # in place of waiting for it to expire
-    again = start_worker(app=own.settings.app)
-    push(own, celery_message(packed))
+    again = start_worker(app=own.settings.app, lease="1")
     text, resets = "", 0
-    for event in own.job(envelope.id).events(timeout=30):
+    for event in job.events(timeout=30):
         if event.kind == "reset":
             text, resets = "", resets + 1
         text += event.text
     assert resets == 1
-    assert text == own.job(envelope.id).result(5)["value"]
+    assert text == job.result(5)["value"]
+    assert (job.record.attempt, job.record.crashes) == (1, 1)
     assert again.terminate() == 0
+
+
+def test_an_error_that_may_pass_is_tried_again_and_charged(
+    own: Client, start_worker: Callable[..., Any]
+) -> None:
+    worker = start_worker(app=own.settings.app, max_attempts="2")
+    job = own.submit("bed.flaky", {"value": 1})
+    assert job.result(20) == {"value": "attempt 2"}
+    assert job.record.attempt == 2
+    hopeless = own.submit("bed.flaky", {"value": 5})
+    result = hopeless.wait(20)
+    assert result.error is not None
+    assert result.error.code == "GF705"
+    assert hopeless.record.attempt == 2
+    assert worker.terminate() == 0
+
+
+def test_a_job_that_kills_its_worker_is_found_out_and_its_neighbours_are_not_blamed(
+    own: Client, start_worker: Callable[..., Any]
+) -> None:
+    settings = {"app": own.settings.app, "lease": "0.6"}
+    values = ["poison" if number == 20 else number for number in range(40)]
+    jobs = [own.submit("bed.poison", {"value": value}) for value in values]
+    for _ in range(3):
+        start_worker(**settings).popen.wait(60)
+    last = start_worker(**settings)
+    results = [job.wait(30) for job in jobs]
+    assert [result.state for result in results].count("done") == 39
+    dead = results[20]
+    assert dead.state == "dead"
+    assert dead.error is not None
+    assert dead.error.code == "GF505"
+    assert [job.id for job in own.transport.store.dead(5)] == [jobs[20].id]
+    assert "runs alone" in own.transport.store.last_words(jobs[20].id)
+    assert own.transport.store.purge([jobs[20].id]) == 1
+    assert last.terminate() == 0
+
+
+def test_a_row_that_kills_its_worker_is_found_out_in_its_message(
+    own: Client, start_worker: Callable[..., Any]
+) -> None:
+    settings = {"app": own.settings.app, "lease": "0.6"}
+    values = ["poison" if number in (3, 7) else number for number in range(10)]
+    batch = own.submit_many("bed.poison", [{"value": value} for value in values])
+    for _ in range(4):
+        start_worker(**settings).popen.wait(60)
+    last = start_worker(**settings)
+    states = [result.error.code if result.error else "ok" for result in batch.results(30)]
+    assert states == ["ok"] * 3 + ["GF505"] + ["ok"] * 3 + ["GF505"] + ["ok"] * 2
+    assert last.terminate() == 0
 
 
 def test_a_worker_whose_engine_has_stopped_ends_and_leaves_its_jobs_to_another(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
+from gptflow.errors import StepFailed
 from gptflow.hookspecs import hookimpl
 from gptflow.task import Context, Input, Output, Task
 
@@ -90,6 +93,34 @@ class Wreck(Task[Value, Any, Answer]):
         return Answer(value=None)
 
 
+class Flaky(Task[Value, Any, Answer]):
+    """Fail with an error that may pass, as often as the value says."""
+
+    name = "bed.flaky"
+
+    def __init__(self) -> None:
+        self.failures: collections.Counter[str] = collections.Counter()
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        failed = self.failures[ctx.job_id]
+        if failed < input.value:
+            self.failures[ctx.job_id] += 1
+            raise StepFailed("The model stumbled.")
+        return Answer(value=f"attempt {failed + 1}")
+
+
+class Poison(Task[Value, Any, Answer]):
+    """Kill the process that runs it."""
+
+    name = "bed.poison"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        if input.value == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        return Answer(value=input.value)
+
+
 def _note(line: str) -> None:
     with open(os.environ["TESTBED_NOTES"], "a", encoding="utf-8") as notes:
         notes.write(line + "\n")
@@ -97,7 +128,7 @@ def _note(line: str) -> None:
 
 @hookimpl
 def register_tasks(register: Any) -> None:
-    for task in (Echo, Sleep, Gate, Words, Spread, Wreck):
+    for task in (Echo, Sleep, Gate, Words, Spread, Wreck, Flaky, Poison):
         register(task())
 
 

@@ -5,32 +5,34 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from gptflow.queue.deltas import DeltaWriter
+from gptflow.queue.ledger import Claim, Piece
 from gptflow.queue.memory_store import MemoryStore
 from gptflow.request import Delta
-from gptflow.transport import Event
+
+CLAIM = Claim(job_id="job_1")
 
 
 class Streams(MemoryStore):
     """A store whose streams take no lone surrogate, as a Redis client does not."""
 
     def __init__(self) -> None:
-        super().__init__(publish=lambda wire: None, announce=lambda job_id: None)
+        super().__init__(publish=lambda job_id: None, announce=lambda job_id: None)
         self.written: queue.Queue[str] = queue.Queue()
         self.refused = threading.Event()
 
-    def append(self, events: Iterable[tuple[str, Event]]) -> None:
-        for _, event in events:
+    def append(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
             try:
-                event.text.encode()
+                piece.event.text.encode()
             except UnicodeEncodeError:
                 self.refused.set()
                 raise
-            self.written.put(event.text)
+            self.written.put(piece.event.text)
 
 
 @pytest.fixture
@@ -49,9 +51,9 @@ def test_text_that_cannot_be_written_is_dropped_and_the_next_is_written(
     writer: DeltaWriter, streams: Streams, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        writer.add("job_1", Delta("a secret \ud800"))
+        writer.add(CLAIM, Delta("a secret \ud800"))
         assert streams.refused.wait(5)
-        writer.add("job_1", Delta("next"))
+        writer.add(CLAIM, Delta("next"))
         assert streams.written.get(timeout=5) == "next"
     assert "UnicodeEncodeError" in caplog.text
     assert "a secret" not in caplog.text

@@ -10,6 +10,7 @@ import pytest
 from gptflow.envelope import Envelope, Item, new_id
 from gptflow.errors import InvalidInput, JobNotFound
 from gptflow.queue import memory_store, records
+from gptflow.queue.ledger import Claim, Piece
 from gptflow.queue.memory_store import MemoryStore
 from gptflow.queue.payload import Packed, pack
 from gptflow.result import Result
@@ -20,7 +21,7 @@ from gptflow.transport import BatchRecord, Event
 def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """A store of three jobs at most."""
     monkeypatch.setattr(memory_store, "LISTED", 3)
-    return MemoryStore(publish=lambda wire: None, announce=lambda job_id: None)
+    return MemoryStore(publish=lambda job_id: None, announce=lambda job_id: None)
 
 
 def packed(store: MemoryStore, envelope: Envelope) -> Packed:
@@ -32,9 +33,10 @@ def submit(store: MemoryStore, key: str | None = None) -> str:
 
 
 def run(store: MemoryStore, job_id: str) -> None:
-    store.claim(Envelope(id=job_id, task="a.b", input="x"), "worker", 1)
-    store.append([(job_id, Event(id="", kind="delta", text="y"))])
-    store.end(Result(id=job_id, task="a.b", state="done", output={}))
+    claim = store.claim(job_id, "worker", 1)
+    assert isinstance(claim, Claim)
+    store.append([Piece(claim, Event(id="", kind="delta", text="y"))])
+    assert store.finish(claim, Result(id=job_id, task="a.b", state="done", output={}))
 
 
 def submit_batch(store: MemoryStore, messages: int) -> tuple[str, list[str]]:
@@ -73,7 +75,7 @@ def test_text_that_comes_after_its_job_was_forgotten_is_dropped(store: MemorySto
     run(store, old)
     for _ in range(3):
         submit(store)
-    store.append([(old, Event(id="", kind="delta", text="late"))])
+    store.append([Piece(Claim(job_id=old), Event(id="", kind="delta", text="late"))])
     assert store.read_events(old, "0", 0) == []
 
 

@@ -1,0 +1,173 @@
+"""Crew: everything in a worker process that is not Celery's, put together.
+
+The engine and its event loop, the dispatcher that runs messages on them, the feeder that rings
+for jobs, and the threads that show the worker to be alive.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from gptflow.config import Settings
+from gptflow.errors import GPTFlowError
+from gptflow.plugins import Registry
+from gptflow.queue.dispatcher import Dispatcher
+from gptflow.queue.feeder import Feeder
+from gptflow.queue.presence import Presence
+from gptflow.queue.redis_ledger import RedisLedger
+from gptflow.queue.runtime import Runtime
+from gptflow.queue.transport import RedisTransport
+from gptflow.queue.watchdog import Watchdog
+from gptflow.request import Engine
+from gptflow.transport import WorkerRecord
+
+LOADER = "gptflow.queue.engine_factory:load_engine"
+
+
+class Crew:
+    """A worker's parts, between its start and its stop.
+
+    Args:
+        nodename: Celery's name of the worker.
+        concurrency: messages in flight at most.
+        run_alone: runs one job with nothing beside it.
+        idle: whether no message is in flight.
+        give_up: called when the engine has stopped for good.
+
+    Raises:
+        GPTFlowError: the worker cannot start: no Redis, no model, or a broken plugin.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        nodename: str,
+        concurrency: int,
+        run_alone: Callable[[str], Future[None]],
+        idle: Callable[[], bool],
+        give_up: Callable[[], None],
+    ) -> None:
+        registry = Registry.load(settings.plugins)
+        registry.require_all()
+        self._transport = RedisTransport(settings)
+        store = self._transport.store
+        store.ping()
+        self.ledger = RedisLedger(store, lease=settings.lease, dead_ttl=settings.dead_ttl)
+        self.ledger.set_policy(settings)
+        self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)
+        self.stopping = False
+        self.record = _describe(self.engine, registry, nodename)
+        self.runtime = Runtime(
+            self.engine,
+            registry,
+            self._transport,
+            settings=settings,
+            concurrency=concurrency,
+            ended=self._on_end,
+        )
+        try:
+            self.runtime.setup()
+        except GPTFlowError:
+            self.runtime.close()
+            self.engine.close()
+            raise
+        self._most = settings.in_flight or 4 * settings.slots
+        self.dispatcher = Dispatcher(
+            self.runtime, self.ledger, settings=settings, name=self.record.name
+        )
+        self.feeder = Feeder(
+            self.ledger,
+            self.record.name,
+            room=lambda: self.room,
+            reserve=self._most // 8,
+            idle=idle,
+            run_alone=run_alone,
+            hold=settings.lease,
+        )
+        self._concurrency = concurrency
+        self._presence = Presence(
+            store,
+            self.ledger,
+            self.dispatcher,
+            self.runtime,
+            self.record,
+            lease=settings.lease,
+            wake=self.feeder.wake,
+            on_engine_stopped=give_up,
+        )
+        self._watchdog = Watchdog(self.engine.stats, seconds=settings.watchdog)
+
+    def start(self) -> None:
+        """Say that the worker is ready, and take jobs."""
+        self._presence.start()
+        self._watchdog.start()
+        self.feeder.start()
+
+    @property
+    def room(self) -> int:
+        """How many items may be taken now."""
+        if self.stopping or self.feeder.quarantine.is_set() or not self.engine.healthy:
+            return 0
+        if self.runtime.messages >= self._concurrency:
+            return 0
+        return self._most - self.runtime.in_flight
+
+    def take_no_more(self) -> None:
+        """Take no job any more; what runs goes on."""
+        self.stopping = True
+        self.feeder.stop()
+
+    def return_doorbell(self, message: Any) -> None:
+        """Leave a job to other workers whose message has come here."""
+        if isinstance(message, str):
+            self.ledger.give_up(message)
+        else:  # recorded, and then taken for lost: its doorbell will be rung again
+            self.dispatcher.adopt(message)
+
+    def close(self) -> None:
+        """Give everything back. Every message must have ended."""
+        self._watchdog.stop()
+        self.feeder.stop()
+        self.feeder.join()
+        self.dispatcher.close()
+        self.runtime.close()
+        self._presence.stop()
+        self.ledger.close()
+        self.engine.close()
+        self._transport.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What `celery inspect stats` shows of it."""
+        return {
+            "in_flight": self.runtime.in_flight,
+            "peak_in_flight": self.runtime.peak_in_flight,
+            "room": self.room,
+            "round_trips": self.ledger.round_trips,
+            "worker": self.record.name,
+            "model": self.record.model,
+            "plugins": list(self.record.plugins),
+            "engine": dict(self.engine.stats()),
+        }
+
+    def _on_end(self) -> None:
+        self.feeder.wake()
+
+
+def _describe(engine: Engine, registry: Registry, nodename: str) -> WorkerRecord:
+    model = engine.model
+    return WorkerRecord(
+        # A restarted worker has its predecessor's node name and none of its jobs.
+        name=f"{nodename}.{uuid.uuid4().hex[:6]}",
+        pid=os.getpid(),
+        model=model.id,
+        plugins=tuple(registry.plugins),
+        started=time.time(),
+        stats=dict(engine.stats()),
+    )

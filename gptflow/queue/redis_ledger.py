@@ -1,0 +1,281 @@
+"""RedisLedger: the records in Redis or Valkey, as workers use them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from gptflow.client import ITEMS_PER_MESSAGE
+from gptflow.config import Settings
+from gptflow.errors import InvalidInput
+from gptflow.queue import records
+from gptflow.queue.batching import Batcher
+from gptflow.queue.keys import CLASSES, queue_name
+from gptflow.queue.ledger import Claim, Ledger, Piece, Refusal
+from gptflow.queue.payload import Packed
+from gptflow.queue.redis_store import WORKER_TTL, RedisStore, enqueue_call, items_calls
+from gptflow.queue.scripts import Call
+from gptflow.queue.store import STREAM_LENGTH
+from gptflow.request import JobClass
+from gptflow.result import TERMINAL, Result
+from gptflow.transport import WorkerRecord
+
+DOORBELL_SECONDS = 5.0
+"""Seconds after which a doorbell that nobody answered is rung again."""
+
+_REAPED = 500
+"""Jobs that one call brings back at most."""
+
+_LOG_LINES = 50
+
+
+class Fed(NamedTuple):
+    """What a call for jobs gave.
+
+    Attributes:
+        jobs: whose doorbells were rung.
+        more: whether others wait.
+        suspects: how many wait to be run alone.
+    """
+
+    jobs: int
+    more: bool
+    suspects: int
+
+
+class Reaped(NamedTuple):
+    """What was brought back: by leases that ran out, and so on."""
+
+    leases: int
+    doorbells: int
+    dead: int
+    delayed: int
+
+
+class RedisLedger(Ledger):
+    """The ledger of a worker; calls of many threads share round trips.
+
+    Args:
+        store: whose records these are; it stays open.
+        lease: seconds after its last renewal that a claim ends.
+    """
+
+    def __init__(self, store: RedisStore, *, lease: float, dead_ttl: int) -> None:
+        self._store = store
+        self._keys = store.keys
+        self._lease = lease
+        self._dead_ttl = dead_ttl
+        self._batcher = Batcher(self._try_all)
+
+    @property
+    def round_trips(self) -> int:
+        """Round trips to the server so far."""
+        return self._store.scripts.round_trips
+
+    def close(self) -> None:
+        self._batcher.close()
+
+    # Jobs.
+
+    def adopt(self, packed: Packed) -> str | None:
+        verdict, job_id, *_ = self._call(enqueue_call(self._keys, packed, adopt=True))
+        if verdict == "invalid":
+            raise InvalidInput(f"The message has a malformed {job_id}.")
+        return job_id if job_id == packed.envelope.id else None
+
+    def claim(self, job_id: str, worker: str, delivery: int) -> Claim | Refusal:
+        verdict, *more = self._call(
+            Call("claim", [self._keys.job(job_id)], [job_id, worker, delivery, self._lease])
+        )
+        if verdict not in ("run", "late"):
+            return cast(Refusal, verdict)
+        fence, attempt, crashes, submitted, task, wire, signature, at = more
+        return Claim(
+            job_id=job_id,
+            fence=int(fence),
+            attempt=int(attempt),
+            crashes=int(crashes),
+            submitted=float(submitted),
+            task=task,
+            wire=wire,
+            signature=signature or None,
+            at=int(at) if at else None,
+            late=verdict == "late",
+        )
+
+    def finish(self, claim: Claim, result: Result) -> bool:
+        assert result.state in TERMINAL
+        return bool(
+            self._call(
+                Call(
+                    "done",
+                    [self._keys.job(claim.job_id)],
+                    [
+                        claim.job_id,
+                        claim.fence,
+                        result.state,
+                        records.encode(result),
+                        self._store.ttl,
+                    ],
+                )
+            )
+        )
+
+    def release(self, claim: Claim, *, wait: float, counts: bool) -> bool:
+        return bool(self._call(self._release(claim.job_id, claim.fence, wait, counts)))
+
+    def give_up(self, job_id: str) -> None:
+        """Say that a doorbell was taken and will not be answered."""
+        self._call(self._release(job_id, "", 0, False))
+
+    def _release(self, job_id: str, fence: Any, wait: float, counts: bool) -> Call:
+        return Call("release", [self._keys.job(job_id)], [job_id, fence, wait, int(counts)])
+
+    def finish_items(
+        self, batch_id: str, results: Mapping[int, Result], claim: Claim | None = None
+    ) -> bool:
+        job_id, fence = ("", "") if claim is None else (claim.job_id, str(claim.fence))
+        calls = items_calls(
+            self._keys, batch_id, results, self._store.ttl, job_id=job_id, fence=fence
+        )
+        return all(self._call(call) >= 0 for call in calls)
+
+    def mark(self, claim: Claim, item: int) -> None:
+        with self._store.reported():
+            self._store.client.hset(self._keys.job(claim.job_id), "at", item)
+
+    def ended_items(self, batch_id: str) -> set[int]:
+        return self._store.ended_items(batch_id)
+
+    def append(self, pieces: Sequence[Piece]) -> None:
+        ttl, keys = self._store.ttl, self._keys
+        calls = [
+            Call(
+                "append",
+                [keys.stream(piece.claim.job_id), keys.job(piece.claim.job_id)],
+                [
+                    piece.claim.fence,
+                    STREAM_LENGTH,
+                    ttl,
+                    piece.event.kind,
+                    piece.event.text,
+                    piece.event.sample,
+                ],
+            )
+            for piece in pieces
+        ]
+        if calls:
+            with self._store.reported():
+                self._store.scripts.run_all(calls)
+
+    def refuse(self, result: Result) -> None:
+        self._store.end(result)
+
+    def load_aside(self, reference: str) -> str:
+        # The reference came from outside; it must not reach other keys of this server.
+        if reference.startswith(self._keys.input("")):
+            with self._store.reported():
+                text = self._store.client.get(reference)
+            if text is not None:
+                return cast(str, text)
+        raise InvalidInput("The input that the job refers to does not exist.")
+
+    # The queue.
+
+    def feed(self, credit: int, reserve: int, classes: Iterable[JobClass] = CLASSES) -> Fed:
+        """Ring for the next jobs.
+
+        Args:
+            credit: items that this worker can take now.
+            reserve: items of the credit that only interactive jobs may use.
+            classes: whose queues the worker reads.
+        """
+        read = set(classes)
+        queues = [self._keys.queue(job_class) for job_class in CLASSES]
+        names = [queue_name(job_class) if job_class in read else "" for job_class in CLASSES]
+        with self._store.reported():
+            jobs, more, suspects = self._store.scripts.run(
+                Call("feed", queues, [credit, reserve, *names])
+            )
+        return Fed(jobs, bool(more), suspects)
+
+    def take_suspect(self, worker: str, seconds: float, *, idle: bool) -> str | None:
+        """The id of a job to run alone, where this worker is the one to do it.
+
+        Args:
+            seconds: for which no other worker may take one; renewed by each call.
+            idle: whether nothing else runs here.
+
+        Returns:
+            An id; empty where the worker is to become idle first; None where there is nothing
+            to do, or another worker does it.
+        """
+        call = Call("suspect", [self._keys.suspects], [worker, max(1, round(seconds)), int(idle)])
+        with self._store.reported():
+            job_id: str | None = self._store.scripts.run(call)
+        return job_id
+
+    def beat(self, claims: Sequence[Claim]) -> set[str]:
+        """Renew the leases of what runs here. Returns the ids of what no longer should."""
+        arguments: list[Any] = [self._lease]
+        for claim in claims:
+            arguments += [claim.job_id, claim.fence]
+        with self._store.reported():
+            return set(self._store.scripts.run(Call("beat", [self._keys.leases], arguments)))
+
+    def reap(self, *, doorbell_seconds: float = DOORBELL_SECONDS) -> Reaped:
+        """Bring back what got lost."""
+        call = Call("reap", [self._keys.leases], [_REAPED, doorbell_seconds, self._dead_ttl])
+        with self._store.reported():
+            return Reaped(*self._store.scripts.run(call))
+
+    def set_policy(self, settings: Settings) -> None:
+        """Tell the server what limits and weights hold."""
+        values: dict[str, Any] = {
+            **{f"limit:{name}": getattr(settings, f"limit_{name}") for name in CLASSES},
+            "limit:tenant": settings.limit_tenant,
+            "memory": settings.memory_limit,
+            "payload": 2 * settings.max_payload * ITEMS_PER_MESSAGE,
+            **{f"weight:{tenant}": weight for tenant, weight in settings.tenant_weights.items()},
+        }
+        with self._store.reported(), self._store.client.pipeline() as pipe:
+            pipe.delete(self._keys.policy)
+            pipe.hset(self._keys.policy, mapping=values)
+            pipe.execute()
+
+    # Signs of life.
+
+    def announce(self, record: WorkerRecord, log: Sequence[str] = ()) -> None:
+        """Say that a worker is alive, for the next `WORKER_TTL` seconds.
+
+        Args:
+            log: the last lines of its log, for when it dies.
+        """
+        keys, store = self._keys, self._store
+        with store.reported(), store.client.pipeline() as pipe:
+            pipe.set(keys.worker(record.name), records.encode_worker(record), ex=WORKER_TTL)
+            pipe.zadd(keys.workers, {record.name: time.time()})
+            pipe.expire(keys.workers, store.ttl)
+            if log:
+                pipe.delete(keys.log(record.name))
+                pipe.rpush(keys.log(record.name), *log[-_LOG_LINES:])
+                pipe.expire(keys.log(record.name), store.ttl)
+            pipe.zremrangebyscore(keys.workers, "-inf", time.time() - 2 * WORKER_TTL)
+            pipe.execute()
+
+    def withdraw(self, worker: str) -> None:
+        """Say that a worker has stopped."""
+        keys, store = self._keys, self._store
+        with store.reported(), store.client.pipeline() as pipe:
+            pipe.delete(keys.worker(worker), keys.log(worker))
+            pipe.zrem(keys.workers, worker)
+            pipe.execute()
+
+    def _call(self, call: Call) -> Any:
+        with self._store.reported():
+            return self._batcher.run(call)
+
+    def _try_all(self, calls: Sequence[Call]) -> list[Any]:
+        with self._store.reported():
+            return self._store.scripts.try_all(calls)
