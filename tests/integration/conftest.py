@@ -150,7 +150,7 @@ def flow(settings: Settings, worker: Process) -> Iterator[Client]:
 
 
 @pytest.fixture
-def own(server: Any, request: pytest.FixtureRequest) -> Iterator[Client]:
+def own(server: EmbeddedServer, request: pytest.FixtureRequest) -> Iterator[Client]:
     """A client of an application that no other test uses."""
     app = f"own-{abs(hash(request.node.name)) % 10**8}"
     with Client(settings=config.load(redis_url=server.url, app=app)) as client:
