@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -98,7 +99,7 @@ def _gaps(runs: dict[str, list[Note]], killed: dict[int, float]) -> tuple[list[f
     gaps: tuple[list[float], list[float]] = ([], [])
     for starts in runs.values():
         crashes = 0
-        for earlier, later in zip(starts, starts[1:], strict=False):
+        for earlier, later in itertools.pairwise(starts):
             if earlier.pid in killed:
                 gaps[min(crashes, 1)].append(later.time - killed[earlier.pid])
                 crashes += 1

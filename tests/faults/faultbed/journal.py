@@ -65,7 +65,8 @@ class Journal:
     def read(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The records, as they are now."""
         names = ("state", "fence", "attempt", "crashes", "worker", "started", "submitted", "result")
-        ids, found = list(ids), {}
+        ids = list(ids)
+        found: dict[str, dict[str, Any]] = {}
         for start in range(0, len(ids), _SLICE):
             part = ids[start : start + _SLICE]
             with self._store.client.pipeline(transaction=False) as pipe:
@@ -80,24 +81,28 @@ class Journal:
     def check(self, row: str, notes: Notes | None = None) -> Tally:
         """Compare what is recorded with what was submitted and seen."""
         records = self.read(self.submitted)
-        ended = {i for i, row in records.items() if row["state"] in TERMINAL and row["result"]}
-        changed = {
-            i for i in ended if self.results.get(i, records[i]["result"]) != records[i]["result"]
-        }
-        doubled = changed | {i for i, ends in self.ends.items() if len(ends) > 1}
-        wrong = {i for i in ended if self.ends.get(i) and self.ends[i][0][0] != records[i]["state"]}
+        ended = {i: r for i, r in records.items() if r["state"] in TERMINAL and r["result"]}
         runs = notes.runs() if notes is not None else {}
-        again = {i for i in ended if int(records[i]["fence"]) > 1 or len(runs.get(i, ())) > 1}
-        for job_id in ended:
-            row_ = records[job_id]
-            # A claim is an attempt, a crash, or was handed back; none of them may go missing.
-            assert int(row_["attempt"]) + int(row_["crashes"]) <= max(int(row_["fence"]), 1), row_
+        doubled, again = set(), set()
+        for job_id, record in ended.items():
+            ends, first_read = self.ends.get(job_id, ()), self.results.get(job_id)
+            if (
+                len(ends) > 1
+                or any(state != record["state"] for state, _ in ends)
+                or first_read not in (None, record["result"])
+            ):
+                doubled.add(job_id)
+            if int(record["fence"]) > 1 or len(runs.get(job_id, ())) > 1:
+                again.add(job_id)
+            # A claim is an attempt, a crash, or was handed back.
+            claims = int(record["attempt"]) + int(record["crashes"])
+            assert claims <= int(record["fence"]), record
         return Tally(
             row=row,
             submitted=len(self.submitted),
             recorded=len(ended),
             lost=len(records) - len(ended),
-            doubled=len(doubled | wrong),
+            doubled=len(doubled),
             recovered=len(again),
         )
 
