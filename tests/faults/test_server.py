@@ -85,8 +85,7 @@ def test_no_acknowledged_job_is_lost_when_the_server_is_killed(
             broker.kill()
             broker.start()
             back = time.time()
-            wait_until(lambda at=back: _ended_after(bed, at), 30, what="a job's end")
-            pauses.append(_first_end(bed, back) - back)
+            pauses.append(_first_start(bed, back) - back)
     bed.journal.wait()
     tally = bed.journal.check("SIGKILL of Valkey, AOF everysec", bed.notes)
     tally.add(
@@ -101,7 +100,7 @@ def test_no_acknowledged_job_is_lost_when_the_server_is_killed(
     assert max(pauses) <= CONSUMING
     assert bed.journal.states() == {"done": tally.submitted}
     assert _crashes(bed) == 0, "no worker has died"
-    bed.finish()
+    bed.finish(broken=True)
 
 
 def test_a_frozen_server_holds_nothing_up_once_it_goes_on(
@@ -115,8 +114,7 @@ def test_a_frozen_server_holds_nothing_up_once_it_goes_on(
         _pass(size.server_frozen)
         broker.thaw()
         back = time.time()
-        wait_until(lambda: _ended_after(bed, back), 60, what="a job's end")
-        pause = _first_end(bed, back) - back
+        pause = _first_start(bed, back) - back
         submitted = len(bed.journal.submitted)
         wait_until(lambda: len(bed.journal.submitted) > submitted + 10, 30, what="more jobs")
     bed.journal.wait()
@@ -128,7 +126,7 @@ def test_a_frozen_server_holds_nothing_up_once_it_goes_on(
     assert bed.journal.states() == {"done": tally.submitted}
     assert all(worker.alive for worker in bed.fleet.workers)
     assert _crashes(bed) == 0, "no worker has died"
-    bed.finish()
+    bed.finish(broken=True)
 
 
 def test_a_dead_link_to_all_workers_holds_nothing_up_once_it_is_back(
@@ -142,8 +140,7 @@ def test_a_dead_link_to_all_workers_holds_nothing_up_once_it_is_back(
         _pass(size.cut)
         proxy.restore()
         back = time.time()
-        wait_until(lambda: _ended_after(bed, back), 60, what="a job's end")
-        pause = _first_end(bed, back) - back
+        pause = _first_start(bed, back) - back
     bed.journal.wait()
     tally = bed.journal.check(f"link of all workers dead {size.cut:g} s", bed.notes)
     tally.add(consuming_again=pause, bound=RESUMED, crashes_charged=_crashes(bed))
@@ -153,7 +150,7 @@ def test_a_dead_link_to_all_workers_holds_nothing_up_once_it_is_back(
     assert bed.journal.states() == {"done": tally.submitted}
     assert all(worker.alive for worker in bed.fleet.workers)
     assert _crashes(bed) == 0, "no worker has died"
-    bed.finish()
+    bed.finish(broken=True)
 
 
 def test_a_worker_whose_link_is_dead_gives_way_to_another(
@@ -184,7 +181,7 @@ def test_a_worker_whose_link_is_dead_gives_way_to_another(
     assert (tally.lost, tally.doubled, tally.recovered) == (0, 0, len(jobs))
     assert stale == []
     assert cut.alive
-    bed.finish()
+    bed.finish(broken=True)
 
 
 def test_connections_that_are_cut_again_and_again_double_nothing(
@@ -206,7 +203,7 @@ def test_connections_that_are_cut_again_and_again_double_nothing(
     assert (tally.lost, tally.doubled) == (0, 0)
     assert bed.journal.states() == {"done": tally.submitted}
     assert _crashes(bed) == 0, "no worker has died"
-    bed.finish()
+    bed.finish(broken=True)
 
 
 def _pass(seconds: float) -> None:
@@ -214,12 +211,14 @@ def _pass(seconds: float) -> None:
     time.sleep(max(0.0, seconds))
 
 
-def _ended_after(bed: Any, moment: float) -> bool:
-    return any(at > moment for at in bed.journal.ended_at()[-50:])
+def _first_start(bed: Any, moment: float) -> float:
+    """When the first job after a moment was started by a worker."""
 
+    def starts() -> list[float]:
+        return [n.time for n in bed.notes.read() if n.kind == "start" and n.time > moment]
 
-def _first_end(bed: Any, moment: float) -> float:
-    return min(at for at in bed.journal.ended_at() if at > moment)
+    wait_until(starts, 60, what="a job's start")
+    return min(starts())
 
 
 def _crashes(bed: Any) -> int:
