@@ -83,6 +83,7 @@ def test_no_acknowledged_job_is_lost_when_the_server_is_killed(
             count = len(bed.journal.ends)
             bed.journal.until(lambda seen=count: len(bed.journal.ends) > seen + PACE, 30)
             broker.kill()
+            _pass(0.5)
             broker.start()
             back = time.time()
             pauses.append(_first_start(bed, back) - back)
