@@ -12,7 +12,7 @@ from faultbed.waiting import percentile, wait_until
 pytestmark = pytest.mark.timeout(1800)
 
 BOUND = 0.25
-FOR_EVER = 1_000_000
+FOR_EVER = 20_000
 
 
 def test_what_is_cancelled_stops_at_once_or_never_starts(bed: Any, size: Sizes) -> None:
