@@ -110,9 +110,9 @@ def _problems(registry: Registry, info: PluginInfo) -> Iterator[_Problem]:
     for schedule in registry.schedules.values():
         if schedule.plugin == info.name:
             try:
-                registry.task(schedule.task).parse(schedule.input)
+                registry.check_schedule(schedule)
             except GPTFlowError as error:
-                yield "error", f"Schedule {schedule.name!r}: {error}", info.module
+                yield "error", str(error), info.module
 
 
 def _describes_itself(distribution: str) -> bool:

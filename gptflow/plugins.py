@@ -20,9 +20,11 @@ from gptflow.errors import (
     PluginError,
     PluginLoadError,
     PluginNotFound,
+    ScheduleError,
     TaskNotFound,
     raised_at,
 )
+from gptflow.schedule import Schedule
 from gptflow.suggestion import did_you_mean
 from gptflow.task import Task
 
@@ -40,6 +42,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 SourceReader = Callable[[str], Iterable[Mapping[str, Any]]]
 
+_SCHEDULE_OPTIONS = frozenset(
+    field.name for field in dataclasses.fields(Schedule) if field.init
+) - {"name", "task", "input", "plugin"}
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PluginInfo:
@@ -52,17 +58,6 @@ class PluginInfo:
     tasks: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     error: GPTFlowError | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """Run `task` on `input` whenever `cron` (five fields, UTC) fires."""
-
-    name: str
-    task: str
-    cron: str
-    input: Any
-    plugin: str
 
 
 class Registry:
@@ -148,6 +143,19 @@ class Registry:
             f"There is no task {name!r}.",
             hint=hint or "`gptflow plugins list` shows the tasks.",
         )
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Check what can only be known once all plugins are loaded.
+
+        Raises:
+            ScheduleError: no plugin offers its task, or its input does not fit the task.
+        """
+        try:
+            self.task(schedule.task).parse(schedule.input)
+        except GPTFlowError as error:
+            raise ScheduleError(
+                f"Schedule {schedule.name!r}: {error.message}", hint=error.hint
+            ) from None
 
     def require_all(self) -> None:
         """Raise the first load error, if there is one. Workers call this before they start."""
@@ -297,10 +305,19 @@ class _Staged:
             )
         self.tasks[task.name] = task
 
-    def _add_schedule(self, name: str, *, task: str, cron: str, input: Any) -> None:
+    def _add_schedule(self, name: str, *, task: str, input: Any, **options: Any) -> None:
         qualified = f"{self._plugin}.{name}"
+        if qualified in self._schedules:
+            raise ScheduleError(f"Schedule {qualified!r} is registered twice.")
+        unknown = options.keys() - _SCHEDULE_OPTIONS
+        for option in sorted(unknown):
+            known = ", ".join(sorted(_SCHEDULE_OPTIONS))
+            raise ScheduleError(
+                f"Schedule {qualified!r} has an option {option!r}, which is unknown.",
+                hint=did_you_mean(option, _SCHEDULE_OPTIONS) or f"The options are {known}.",
+            )
         self._schedules[qualified] = Schedule(
-            name=qualified, task=task, cron=cron, input=input, plugin=self._plugin
+            name=qualified, task=task, input=input, plugin=self._plugin, **options
         )
 
 

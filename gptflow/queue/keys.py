@@ -120,6 +120,10 @@ class Keys:
         """List: the last lines of a worker's log."""
         return f"{self.prefix}log:{worker}"
 
+    def schedule(self, name: str) -> str:
+        """Hash: up to where a schedule's fires are settled, its last job, whether it rests."""
+        return f"{self.prefix}schedule:{name}"
+
     def queue(self, job_class: JobClass) -> str:
         """List: the Celery queue of a class."""
         return f"{self.prefix}{queue_name(job_class)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import json
 import os
 import signal
 from pathlib import Path
@@ -134,7 +135,9 @@ def register_tasks(register: Any) -> None:
 
 @hookimpl
 def register_schedules(register: Any) -> None:
-    register("tick", task="bed.echo", cron="* * * * *", input={"value": "tick"})
+    given = json.loads(os.environ.get("TESTBED_SCHEDULES", '{"tick": {"cron": "* * * * *"}}'))
+    for name, options in given.items():
+        register(name, **{"task": "bed.echo", "input": {"value": name}} | options)
 
 
 @hookimpl
