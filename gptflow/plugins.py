@@ -159,6 +159,12 @@ class Registry:
         """Let plugins add commands. One that raises is logged and left out."""
         self.observe("register_commands", cli=cli)
 
+    @property
+    def observes_jobs(self) -> bool:
+        """Whether any plugin wants to know how jobs end."""
+        hooks = self._manager.hook
+        return bool(hooks.on_job_finished.get_hookimpls() or hooks.on_job_failed.get_hookimpls())
+
     def observe(self, hook: str, **arguments: Any) -> None:
         """Call an observer hook on every plugin; one that raises never stops the rest."""
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
