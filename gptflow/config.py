@@ -94,7 +94,9 @@ class Settings(BaseSettings):
     kv_bytes: int | None = Field(
         None, ge=1, description="most memory for keys and values; by default what fits"
     )
-    concurrency: int = Field(256, ge=1, le=4096, description="jobs in flight in one worker")
+    concurrency: int = Field(
+        256, ge=1, le=4096, description="messages in flight in one worker; a batch's holds 64 rows"
+    )
     plugins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="load only these, separated by commas; all by default"
     )
