@@ -141,8 +141,10 @@ class Registry:
         """
         if (task := self.tasks.get(name)) is not None:
             return task
-        hint = did_you_mean(name, self.tasks)
-        if hint is None and (broken := [i.name for i in self.plugins.values() if i.error]):
+        broken = [info.name for info in self.plugins.values() if info.error]
+        # A plugin names its tasks after itself: the nearest name of another would mislead.
+        hint = None if name.partition(".")[0] in broken else did_you_mean(name, self.tasks)
+        if hint is None and broken:
             hint = f"Plugins that failed to load: {', '.join(broken)}; see `gptflow plugins list`."
         raise TaskNotFound(
             f"There is no task {name!r}.",
