@@ -60,7 +60,7 @@ class ErrorInfo:
     hint: str | None = None
 
     def as_dict(self) -> dict[str, str | None]:
-        return dataclasses.asdict(self)
+        return {"code": self.code, "message": self.message, "hint": self.hint}
 
 
 class GPTFlowError(Exception):

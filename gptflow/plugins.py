@@ -136,8 +136,10 @@ class Registry:
         """
         if (task := self.tasks.get(name)) is not None:
             return task
-        hint = did_you_mean(name, self.tasks)
-        if hint is None and (broken := [i.name for i in self.plugins.values() if i.error]):
+        broken = [info.name for info in self.plugins.values() if info.error]
+        # A plugin names its tasks after itself: the nearest name of another would mislead.
+        hint = None if name.partition(".")[0] in broken else did_you_mean(name, self.tasks)
+        if hint is None and broken:
             hint = f"Plugins that failed to load: {', '.join(broken)}; see `gptflow plugins list`."
         raise TaskNotFound(
             f"There is no task {name!r}.",
@@ -166,6 +168,12 @@ class Registry:
     def add_commands(self, cli: click.Group) -> None:
         """Let plugins add commands. One that raises is logged and left out."""
         self.observe("register_commands", cli=cli)
+
+    @property
+    def observes_jobs(self) -> bool:
+        """Whether any plugin wants to know how jobs end."""
+        hooks = self._manager.hook
+        return bool(hooks.on_job_finished.get_hookimpls() or hooks.on_job_failed.get_hookimpls())
 
     def observe(self, hook: str, **arguments: Any) -> None:
         """Call an observer hook on every plugin; one that raises never stops the rest."""

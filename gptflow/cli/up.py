@@ -51,13 +51,14 @@ def up(session: Session, demo: bool, workers: int, model: str | None) -> int:
             hint="`gptflow worker` adds a worker to it; with another GPTFLOW_DATA_DIR it has "
             "a server of its own.",
         )
+    # A worker would refuse to start for the same reason, only later and in fewer words.
+    session.registry(settings).require_all()
     _pull_model(settings)
     with _started(session, settings, workers=workers, beat=not demo) as (client, processes):
         if demo:
             from gptflow.cli.demo import run_demo
 
             return run_demo(session, client)
-        note("Ready. In another terminal: gptflow run text.chat 'Hello!'   (Ctrl-C stops)")
         return _watch(processes)
 
 
@@ -191,8 +192,9 @@ def _require_alive(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
 
 
 def _watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> int:
-    """Stay until interrupted; a child that stops by itself ends everything."""
-    try:
+    """Say so and stay until interrupted; a child that stops by itself ends everything."""
+    try:  # before it is said: whoever reads it may interrupt at once
+        note("Ready. In another terminal: gptflow run text.chat 'Hello!'   (Ctrl-C stops)")
         while True:
             _require_alive(processes)
             time.sleep(0.5)

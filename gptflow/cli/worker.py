@@ -28,7 +28,7 @@ bound_option = click.option(
     help="Where the model runs.  [default: the settings' device]",
 )
 @click.option("--slots", type=click.IntRange(1, 4096), help="Sequences decoding at once.")
-@click.option("--concurrency", type=click.IntRange(1, 4096), help="Jobs in flight at once.")
+@click.option("--concurrency", type=click.IntRange(1, 4096), help="Messages in flight at once.")
 @model_option
 @bound_option
 @click.pass_obj

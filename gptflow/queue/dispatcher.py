@@ -26,7 +26,6 @@ from gptflow.errors import (
     EngineStopped,
     GPTFlowError,
     InvalidInput,
-    InvalidOutput,
     JobDead,
     JobFailed,
     JobTimeout,
@@ -36,6 +35,7 @@ from gptflow.queue import payload, records
 from gptflow.queue.deltas import DeltaWriter
 from gptflow.queue.handle import Handle
 from gptflow.queue.ledger import Claim, Ledger
+from gptflow.queue.records import Ending
 from gptflow.queue.runtime import Ended, Runtime
 from gptflow.result import Result
 
@@ -169,20 +169,20 @@ class Dispatcher:
         except InvalidInput as error:
             logger.error("Job %s is refused: %s", job_id, error.message)
             result = Result.failure(job_id, claim.task, error)
-            self._persist(partial(self._ledger.finish, claim, result))
+            self._persist(partial(self._ledger.finish, claim, Ending.of(result)))
             return result
         ended = self._run(envelope, claim, handle)
         if ended is None or self._try_again(claim, ended, handle):
             return None
         queued = max(0.0, started - claim.submitted)
         timings = {"queued": queued, "running": time.time() - started, **ended.timings}
-        result = dataclasses.replace(ended, timings=timings)
-        if self._persist(partial(self._ledger.finish, claim, result)):
+        ending = Ending.of(dataclasses.replace(ended, timings=timings))
+        if self._persist(partial(self._ledger.finish, claim, ending)):
             if envelope.batch is None:
-                self._observe(envelope, result)
+                self._observe(envelope, ending.result)
         else:
             logger.warning("The result of job %s is refused: it was given to another.", job_id)
-        return result
+        return ending.result
 
     def _open(self, claim: Claim) -> Envelope:
         """The envelope of a claimed job, with its input in it.
@@ -223,7 +223,7 @@ class Dispatcher:
             result = Result.failure(envelope.id, envelope.task, _reason(handle))
         if envelope.stream:
             self._deltas.flush()
-        return _storable(result)
+        return result
 
     def _try_again(self, claim: Claim, result: Result, handle: Handle) -> bool:
         """Give a job back whose error may pass. False where its result stands."""
@@ -326,22 +326,23 @@ class Dispatcher:
                 break
         return again
 
-    def _record_items(self, envelope: Envelope, pairs: Iterable[Ended], claim: Claim) -> None:
-        pairs = [
-            (item, dataclasses.replace(_storable(result), custom_id=item.custom_id))
-            for item, result in pairs
-        ]
-        if not pairs:
+    def _record_items(self, envelope: Envelope, pairs: Sequence[Ended], claim: Claim) -> None:
+        items = {item.index: item for item, _ in pairs}
+        if not items:
             return
-        results = {item.index: result for item, result in pairs}
-        if not self._persist(
-            partial(self._ledger.finish_items, str(envelope.batch), results, claim)
-        ):
+        endings = {
+            item.index: Ending.of(dataclasses.replace(result, custom_id=item.custom_id))
+            for item, result in pairs
+        }
+        record = partial(self._ledger.finish_items, str(envelope.batch), endings, claim)
+        if not self._persist(record):
             logger.warning("Results of job %s are refused: it was given to another.", claim.job_id)
             return
-        for item, result in pairs:
-            alone = envelope.model_copy(update={"items": None, "input": item.input})
-            self._observe(alone, result)
+        if not self._runtime.registry.observes_jobs:
+            return
+        for index, ending in endings.items():
+            alone = envelope.model_copy(update={"items": None, "input": items[index].input})
+            self._observe(alone, ending.result)
 
     def _end_items(
         self, envelope: Envelope, items: Iterable[Item], error: GPTFlowError, claim: Claim
@@ -406,12 +407,3 @@ def _reason(handle: Handle) -> GPTFlowError:
 def _unexpected(future: Future[None]) -> GPTFlowError | None:
     error = future.exception()
     return None if error is None else JobFailed(f"The worker failed with {type(error).__name__}.")
-
-
-def _storable(result: Result) -> Result:
-    """The result, or a failure where the output is not JSON."""
-    try:
-        records.encode(result)
-    except InvalidOutput as error:
-        return Result.failure(result.id, result.task, error)
-    return result

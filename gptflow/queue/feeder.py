@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _TICK = 1.0
 """Seconds between two looks where nobody said that there is something; announcements get lost."""
 
-_GAP = 0.004
+_GAP = 0.008
 """Seconds between two looks at least: what ends in between is replaced with one call."""
 
 _SHORTAGE = 0.02

@@ -7,7 +7,6 @@ loop itself never waits for Redis.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -121,7 +120,16 @@ class Runtime:
         self, envelope: Envelope, handle: Handle, on_delta: Callable[[Delta], None] | None
     ) -> Future[Result]:
         """Run a single job. `handle` can stop it, and the future is cancelled then."""
-        job = _job(envelope, envelope.id, envelope.input, on_delta)
+        job = Job(
+            id=envelope.id,
+            task=envelope.task,
+            input=envelope.input,
+            seed=envelope.seed,
+            tenant=envelope.tenant,
+            job_class=envelope.job_class,
+            deadline=envelope.deadline,
+            on_delta=on_delta,
+        )
         return self._start(self._run(job), handle)
 
     def start_items(
@@ -145,9 +153,16 @@ class Runtime:
         self, envelope: Envelope, items: Sequence[Item], ended: queue.SimpleQueue[Ended | None]
     ) -> None:
         async def one(item: Item) -> None:
-            job = _job(envelope, records.item_id(str(envelope.batch), item.index), item.input, None)
-            seed = item_seed(envelope.seed, item.index)
-            ended.put((item, await self._run(dataclasses.replace(job, seed=seed))))
+            job = Job(
+                id=records.item_id(str(envelope.batch), item.index),
+                task=envelope.task,
+                input=item.input,
+                seed=item_seed(envelope.seed, item.index),
+                tenant=envelope.tenant,
+                job_class=envelope.job_class,
+                deadline=envelope.deadline,
+            )
+            ended.put((item, await self._run(job)))
 
         await asyncio.gather(*map(one, items))
 
@@ -187,18 +202,3 @@ async def _cancel_tasks() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _job(
-    envelope: Envelope, job_id: str, input: Any, on_delta: Callable[[Delta], None] | None
-) -> Job:
-    return Job(
-        id=job_id,
-        task=envelope.task,
-        input=input,
-        seed=envelope.seed,
-        tenant=envelope.tenant,
-        job_class=envelope.job_class,
-        deadline=envelope.deadline,
-        on_delta=on_delta,
-    )
