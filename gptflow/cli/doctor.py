@@ -38,6 +38,7 @@ def doctor(session: Session, as_json: bool) -> int:
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": lambda: _packages(settings),
         "plugins": lambda: _plugins(session, settings),
+        "schedules": lambda: _schedules(session, settings),
         "model": lambda: _model(settings),
         "redis": lambda: _redis(session, settings),
     }
@@ -94,6 +95,18 @@ def _plugins(session: Session, settings: Settings) -> Iterator[Finding]:
             yield Finding(f"plugin {info.name}", "ok", ", ".join(info.tasks) or "no tasks")
         else:
             yield Finding(f"plugin {info.name}", "error", info.error.message, info.error.hint)
+
+
+def _schedules(session: Session, settings: Settings) -> Iterator[Finding]:
+    registry = session.registry(settings)
+    for schedule in registry.schedules.values():
+        check = f"schedule {schedule.name}"
+        try:
+            registry.check_schedule(schedule)
+        except GPTFlowError as error:
+            yield Finding(check, "error", error.message, error.hint)
+        else:
+            yield Finding(check, "ok", f"{schedule.task}, {schedule.when}")
 
 
 def _model(settings: Settings) -> Iterator[Finding]:

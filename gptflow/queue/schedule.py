@@ -82,7 +82,7 @@ class Beat:
             wait = self._round()
         except BrokerUnavailable as error:
             if not self._away:
-                logger.warning("%s Fires wait until it does.", error.message)
+                logger.warning("%s Fires wait until it answers.", error.message)
             self._away = True
             return _RECONNECT
         if self._away:
@@ -226,24 +226,27 @@ def run_beat(settings: Settings, *, log_level: str = "INFO") -> int:
         PluginError: a plugin does not load.
         ScheduleError: a schedule will not do.
     """
-    # Nothing has to be finished: a fire is one step in Redis. Celery answers it later on.
-    signal.signal(signal.SIGTERM, _stop)
-    app = make_app(settings)
-    schedules = load_schedules(settings).schedules
-    RedisTransport(settings).ping()
-    set_up_logging(log_level)
-    beat = app.Beat(
-        scheduler_cls="gptflow.queue.schedule:PluginScheduler", quiet=True, loglevel=log_level
-    )
-
-    def ready(**_: Any) -> None:
-        logger.info("Ready: %d schedules.", len(schedules))
-
-    signals.beat_init.connect(ready)
+    # Nothing has to be finished at the end: a fire is one step in Redis.
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
+        app = make_app(settings)
+        schedules = load_schedules(settings).schedules
+        RedisTransport(settings).ping()
+        set_up_logging(log_level)
+        beat = app.Beat(
+            scheduler_cls="gptflow.queue.schedule:PluginScheduler", quiet=True, loglevel=log_level
+        )
+
+        def ready(**_: Any) -> None:
+            logger.info("Ready: %d schedules.", len(schedules))
+
+        signals.beat_init.connect(ready)
         beat.run()
-    except SystemExit as stop:  # how Celery's beat obeys SIGTERM
+    except SystemExit as stop:
         return int(stop.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    logger.info("Stopped.")
     return 0
 
 

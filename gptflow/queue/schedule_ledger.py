@@ -11,6 +11,7 @@ from gptflow.queue.fires import Place, read_mark, write_mark
 from gptflow.queue.payload import Packed
 from gptflow.queue.redis_store import RedisStore, enqueue_call
 from gptflow.queue.scripts import Call
+from gptflow.result import State
 from gptflow.schedule import Schedule
 
 Verdict = Literal[
@@ -50,6 +51,8 @@ class ScheduleState:
     Attributes:
         settled: up to when its fires are settled; None if no scheduler has seen it.
         fire: the last fire that was sent.
+        job: its job.
+        job_state: that job's; None if its record has expired.
         fired: how many have been sent.
         skipped: how many were let go because the job of an earlier one had not ended.
     """
@@ -57,6 +60,7 @@ class ScheduleState:
     settled: datetime | None = None
     fire: datetime | None = None
     job: str | None = None
+    job_state: State | None = None
     fired: int = 0
     skipped: int = 0
     paused: datetime | None = None
@@ -114,11 +118,17 @@ class ScheduleLedger:
 
     def states(self, names: Sequence[str]) -> Mapping[str, ScheduleState]:
         """What is known of schedules, by name."""
+        keys = self._store.keys
         with self._store.reported(), self._store.client.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.hmget(self._store.keys.schedule(name), _FIELDS)
-            rows = pipe.execute()
-        return {name: _state(row) for name, row in zip(names, rows, strict=True)}
+                pipe.hmget(keys.schedule(name), _FIELDS)
+            found = {name: _state(row) for name, row in zip(names, pipe.execute(), strict=True)}
+            with_job = {name: state.job for name, state in found.items() if state.job}
+            for job in with_job.values():
+                pipe.hget(keys.job(job), "state")
+            for name, job_state in zip(with_job, pipe.execute(), strict=True):
+                found[name] = dataclasses.replace(found[name], job_state=job_state)
+        return found
 
 
 def _state(row: Sequence[str | None]) -> ScheduleState:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gptflow import config
 from gptflow.client import Client
@@ -380,6 +382,40 @@ def test_a_beat_that_dies_between_any_two_steps_loses_nothing(world: World) -> N
         world.beats.remove(beat)
         survivor.round()
     assert world.fires() == list(range(1, 30))
+
+
+@pytest.mark.parametrize("policy", ["skip", "all"])
+@given(
+    actions=st.lists(
+        st.sampled_from(["start", "kill", "away", "back", "turn", "wait", "wait"]), max_size=40
+    )
+)
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_happens_each_fire_is_one_job_and_none_is_missed(
+    server: EmbeddedServer, turned_clock: None, policy: str, actions: list[str]
+) -> None:
+    world = World(server)
+    world.declare(every=1, policy=policy)
+    world.start()
+    for action in actions:
+        if action == "start" and len(world.beats) < 4:
+            world.start()
+        elif action == "kill" and policy == "all":
+            world.beats[:1] = []
+        elif action == "kill" and len(world.beats) > 1 and not world.away:
+            world.beats.pop(0)
+        elif action == "turn":
+            world.beats.reverse()
+        elif action in ("away", "back"):
+            world.away = action == "away"
+        world.run_to(world.now + 0.7, every=0.35)
+    world.away = False
+    world.start()
+    world.run_to(world.now + 11)
+    assert world.fires() == list(range(1, int(world.now) + 1))
+    world.flow.close()
 
 
 def test_the_log_says_what_is_fired_and_not_on_what(
