@@ -63,6 +63,7 @@ class Crew:
         self.ledger.set_policy(settings)
         self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)
         self.stopping = False
+        most = settings.in_flight or 4 * settings.slots
         self.record = _describe(self.engine, registry, nodename)
         self.runtime = Runtime(
             self.engine,
@@ -70,6 +71,7 @@ class Crew:
             self._transport,
             settings=settings,
             concurrency=concurrency,
+            most=most,
             ended=self._on_end,
         )
         try:
@@ -78,7 +80,6 @@ class Crew:
             self.runtime.close()
             self.engine.close()
             raise
-        self._most = settings.in_flight or 4 * settings.slots
         self.dispatcher = Dispatcher(
             self.runtime, self.ledger, settings=settings, name=self.record.name
         )
@@ -86,12 +87,12 @@ class Crew:
             self.ledger,
             self.record.name,
             room=lambda: self.room,
-            reserve=self._most // 8,
+            reserve=most // 8,
             idle=idle,
+            alone=self.runtime.alone,
             run_alone=run_alone,
             hold=settings.lease,
         )
-        self._concurrency = concurrency
         self._presence = Presence(
             store,
             self.ledger,
@@ -113,23 +114,14 @@ class Crew:
     @property
     def room(self) -> int:
         """How many items may be taken now."""
-        if self.stopping or self.feeder.quarantine.is_set() or not self.engine.healthy:
+        if self.stopping or self.runtime.alone.is_set() or not self.engine.healthy:
             return 0
-        if self.runtime.messages >= self._concurrency:
-            return 0
-        return self._most - self.runtime.in_flight
+        return self.runtime.room
 
     def take_no_more(self) -> None:
         """Take no job any more; what runs goes on."""
         self.stopping = True
         self.feeder.stop()
-
-    def return_doorbell(self, message: Any) -> None:
-        """Leave a job to other workers whose message has come here."""
-        if isinstance(message, str):
-            self.ledger.give_up(message)
-        else:  # recorded, and then taken for lost: its doorbell will be rung again
-            self.dispatcher.adopt(message)
 
     def close(self) -> None:
         """Give everything back. Every message must have ended."""

@@ -108,7 +108,7 @@ class Dispatcher:
             it will be run again.
         """
         try:
-            job_id = message if isinstance(message, str) else self.adopt(message)
+            job_id = message if isinstance(message, str) else self._adopt(message)
         except InvalidInput as error:
             return self._refuse(message, error)
         if job_id is None:
@@ -127,7 +127,17 @@ class Dispatcher:
                 del self._running[job_id]
                 self._claims.pop(job_id, None)
 
-    def adopt(self, message: Any) -> str | None:
+    def turn_away(self, message: Any) -> None:
+        """Leave a job to other workers whose message has come here. Blocks."""
+        try:
+            job_id = message if isinstance(message, str) else self._adopt(message)
+        except InvalidInput as error:
+            self._refuse(message, error)
+            return
+        if job_id is not None:
+            self._persist(partial(self._ledger.give_up, job_id))
+
+    def _adopt(self, message: Any) -> str | None:
         """Record a job that was sent without a record.
 
         Returns:

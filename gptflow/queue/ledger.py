@@ -94,6 +94,10 @@ class Ledger(abc.ABC):
         """
 
     @abc.abstractmethod
+    def give_up(self, job_id: str) -> None:
+        """Say that a doorbell was taken and will not be answered here."""
+
+    @abc.abstractmethod
     def finish_items(self, batch_id: str, endings: Mapping[int, Ending], claim: Claim) -> bool:
         """Record the ends of items; those that had ended keep their first result.
 

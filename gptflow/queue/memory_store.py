@@ -272,6 +272,9 @@ class MemoryStore(Store, Ledger):
         self._publish_at(claim.job_id, time.time() + wait if wait else 0.0)
         return True
 
+    def give_up(self, job_id: str) -> None:
+        pass  # there is nobody else
+
     def _holds(self, claim: Claim) -> bool:
         entry = self._jobs.get(claim.job_id)
         return entry is not None and entry.record.state == "running" and entry.fence == claim.fence

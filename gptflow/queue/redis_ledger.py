@@ -128,7 +128,6 @@ class RedisLedger(Ledger):
         return bool(self._call(self._release(claim.job_id, claim.fence, wait, counts)))
 
     def give_up(self, job_id: str) -> None:
-        """Say that a doorbell was taken and will not be answered."""
         self._call(self._release(job_id, "", 0, False))
 
     def _release(self, job_id: str, fence: Any, wait: float, counts: bool) -> Call:

@@ -40,12 +40,14 @@ class Runtime:
         transport: where `Context.map` submits to.
         settings: what tasks are set up with.
         concurrency: messages in flight at most.
-        ended: called at the end of each job, of each item of a batch.
+        most: jobs and rows in flight at most, about: a message brings all of its rows.
+        ended: called at the end of each job, row and message: there may be room again.
 
     Attributes:
         in_flight: jobs and items that run now.
         peak_in_flight: the most that ever ran at once.
-        alone: while this is set, everything runs in this process, and nothing through the queue.
+        alone: while this is set, a job runs with nothing beside it, and takes nothing from the
+            queue either.
     """
 
     def __init__(
@@ -56,15 +58,17 @@ class Runtime:
         *,
         settings: Settings,
         concurrency: int,
+        most: int,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self.registry = registry
-        self.concurrency = concurrency
+        self._concurrency = concurrency
+        self._most = most
         self.in_flight = 0
         self.peak_in_flight = 0
         self.messages = 0
-        self.alone = False
+        self.alone = threading.Event()
         self._ended = ended
         self._executor = Executor(engine, registry, settings=settings, map=self._map)
         self._counting = threading.Lock()
@@ -76,6 +80,11 @@ class Runtime:
             target=self._loop.run_forever, name="gptflow-loop", daemon=True
         )
         self._thread.start()
+
+    @property
+    def room(self) -> int:
+        """How many more jobs and rows may be taken."""
+        return 0 if self.messages >= self._concurrency else max(0, self._most - self.in_flight)
 
     def setup(self) -> None:
         """Let every task load what it needs.
@@ -115,6 +124,7 @@ class Runtime:
     def leave(self) -> None:
         with self._counting:
             self.messages -= 1
+        self._ended()
 
     def start(
         self, envelope: Envelope, handle: Handle, on_delta: Callable[[Delta], None] | None
@@ -191,8 +201,7 @@ class Runtime:
         that takes the last place finds none and runs its inputs itself, and its place comes
         free again. What one message holds gains nothing from the queue and runs here, too.
         """
-        here = self.alone or self.messages >= self.concurrency
-        if here or len(inputs) <= ITEMS_PER_MESSAGE:
+        if self.alone.is_set() or self.room == 0 or len(inputs) <= ITEMS_PER_MESSAGE:
             return await self._executor.map_here(parent, task, inputs)
         return await self._mapper.run(parent, task, inputs)
 
