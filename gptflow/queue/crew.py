@@ -24,6 +24,7 @@ from gptflow.queue.presence import Presence
 from gptflow.queue.probes import Pulse, Vitals
 from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.queue.runtime import Runtime
+from gptflow.queue.spans import Spans
 from gptflow.queue.transport import RedisTransport
 from gptflow.queue.watchdog import Watchdog
 from gptflow.request import Engine
@@ -66,6 +67,7 @@ class Crew:
         store.ping()
         self.ledger = RedisLedger(store, lease=settings.lease, dead_ttl=settings.dead_ttl)
         self.ledger.set_policy(settings)
+        spans = Spans.of(settings, registry)
         self._instruments = Instruments.of(settings, store)
         self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)
         self.stopping = False
@@ -79,6 +81,7 @@ class Crew:
             concurrency=concurrency,
             most=most,
             ended=self._on_end,
+            spans=spans,
         )
         try:
             self.runtime.setup()
