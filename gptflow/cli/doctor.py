@@ -40,7 +40,7 @@ def doctor(session: Session, as_json: bool) -> int:
         "plugins": lambda: _plugins(session, settings),
         "schedules": lambda: _schedules(session, settings),
         "model": lambda: _model(settings),
-        "redis": lambda: _redis(session, settings),
+        "redis": lambda: _redis(settings),
     }
     findings = [finding for name, check in checks.items() for finding in _guarded(name, check)]
     if as_json:
@@ -144,7 +144,7 @@ def _model_server(settings: Settings) -> Iterator[Finding]:
         engine.close()
 
 
-def _redis(session: Session, settings: Settings) -> Iterator[Finding]:
+def _redis(settings: Settings) -> Iterator[Finding]:
     if settings.broker_url is None:
         yield Finding("redis", "warning", "none is configured", "gptflow up")
         return
@@ -172,11 +172,15 @@ def _redis(session: Session, settings: Settings) -> Iterator[Finding]:
     skew = abs(server.time - time.time())
     if skew > 2:
         yield Finding("clock", "warning", f"{skew:.1f} s apart from Redis", "run NTP on both")
-    with session.client() as client:
-        workers = client.transport.workers()
-    if not workers:
+    from gptflow.cli.queue import look
+
+    seen = look(settings)
+    yield Finding("queue", "ok", f"{seen.waiting:,} items wait, {seen.running:,} run")
+    if seen.dead:
+        yield Finding("dead jobs", "warning", f"{seen.dead:,} are kept", "gptflow dead list")
+    if not seen.workers:
         yield Finding("workers", "warning", "none is running", "gptflow worker")
-    for worker in workers:
+    for worker in seen.workers:
         yield Finding(
             f"worker {worker.name}", "ok", f"{worker.model}, {worker.in_flight} in flight"
         )

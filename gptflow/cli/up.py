@@ -102,13 +102,20 @@ def _started(
         processes: dict[str, subprocess.Popen[bytes]] = {}
         for number in range(1, workers + 1):
             processes[f"worker {number}"] = stack.enter_context(
-                _process("worker", session.options, environment)
+                _process("worker", session.options, environment | _ports(settings, number))
             )
         if beat:
             processes[BEAT] = stack.enter_context(_process("beat", session.options, environment))
         _wait_until_ready(client, processes)
         note(f"Worker: ready in {time.monotonic() - started:.1f} s with {settings.model}")
         yield client, processes
+
+
+def _ports(settings: Settings, number: int) -> dict[str, str]:
+    """A port of its own for each worker's metrics, from the settings' one on."""
+    if not settings.metrics_port:
+        return {}
+    return {"GPTFLOW_METRICS_PORT": str(settings.metrics_port + number - 1)}
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from gptflow.queue.handle import Handle
 from gptflow.queue.ledger import Claim, Ledger
 from gptflow.queue.records import Ending
 from gptflow.queue.runtime import Ended, Runtime
+from gptflow.queue.tallies import UNKNOWN, Tallies
 from gptflow.result import Result
 
 logger = logging.getLogger(__name__)
@@ -61,10 +62,14 @@ class Dispatcher:
 
     Args:
         name: of the worker, for the records.
+
+    Attributes:
+        tallies: what has ended here.
     """
 
     def __init__(self, runtime: Runtime, ledger: Ledger, *, settings: Settings, name: str) -> None:
         self.name = name
+        self.tallies = Tallies()
         self._runtime = runtime
         self._ledger = ledger
         self._settings = settings
@@ -181,18 +186,33 @@ class Dispatcher:
             result = Result.failure(job_id, claim.task, error)
             self._persist(partial(self._ledger.finish, claim, Ending.of(result)))
             return result
+        if claim.fence == 1:
+            self._tally_start(envelope, started - max(claim.submitted, envelope.not_before or 0))
         ended = self._run(envelope, claim, handle)
         if ended is None or self._try_again(claim, ended, handle):
+            stopped = isinstance(handle.stopped, EngineStopped)
+            self._tally_end(envelope, [("handed_back" if stopped else "retried", None)])
             return None
         queued = max(0.0, started - claim.submitted)
         timings = {"queued": queued, "running": time.time() - started, **ended.timings}
         ending = Ending.of(dataclasses.replace(ended, timings=timings))
         if self._persist(partial(self._ledger.finish, claim, ending)):
             if envelope.batch is None:
+                self._tally_end(envelope, [_outcome(ending.result)])
                 self._observe(envelope, ending.result)
         else:
+            self._tally_end(envelope, [("refused", None)])
             logger.warning("The result of job %s is refused: it was given to another.", job_id)
         return ending.result
+
+    def _tally_start(self, envelope: Envelope, queued: float) -> None:
+        self.tallies.start(self._plugin(envelope), envelope.job_class, queued)
+
+    def _tally_end(self, envelope: Envelope, outcomes: Iterable[tuple[str, float | None]]) -> None:
+        self.tallies.end(self._plugin(envelope), envelope.job_class, outcomes)
+
+    def _plugin(self, envelope: Envelope) -> str:
+        return self._runtime.registry.owners.get(envelope.task, UNKNOWN)
 
     def _open(self, claim: Claim) -> Envelope:
         """The envelope of a claimed job, with its input in it.
@@ -346,8 +366,10 @@ class Dispatcher:
         }
         record = partial(self._ledger.finish_items, str(envelope.batch), endings, claim)
         if not self._persist(record):
+            self._tally_end(envelope, [("refused", None) for _ in endings])
             logger.warning("Results of job %s are refused: it was given to another.", claim.job_id)
             return
+        self._tally_end(envelope, [_outcome(ending.result) for ending in endings.values()])
         if not self._runtime.registry.observes_jobs:
             return
         for index, ending in endings.items():
@@ -408,6 +430,11 @@ def _drain(ended: queue.SimpleQueue[Ended | None]) -> list[Ended] | None:
     if pairs:
         ended.put(None)
     return pairs or None
+
+
+def _outcome(result: Result) -> tuple[str, float | None]:
+    """The state in which it ended, and for how many seconds it ran."""
+    return result.state, result.timings.get("running")
 
 
 def _reason(handle: Handle) -> GPTFlowError:

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from gptflow.client import ITEMS_PER_MESSAGE
@@ -23,6 +24,7 @@ from gptflow.plugins import Registry
 from gptflow.queue import records
 from gptflow.queue.handle import Handle
 from gptflow.queue.mapper import Mapper
+from gptflow.queue.spans import Run, Spans
 from gptflow.request import Delta, Engine
 from gptflow.result import Result
 from gptflow.transport import Transport
@@ -42,6 +44,7 @@ class Runtime:
         concurrency: messages in flight at most.
         most: jobs and rows in flight at most, about: a message brings all of its rows.
         ended: called at the end of each job, row and message: there may be room again.
+        spans: what is told of each job, if anything is.
 
     Attributes:
         in_flight: jobs and items that run now.
@@ -60,6 +63,7 @@ class Runtime:
         concurrency: int,
         most: int,
         ended: Callable[[], None] = lambda: None,
+        spans: Spans | None = None,
     ) -> None:
         self.engine = engine
         self.registry = registry
@@ -70,6 +74,7 @@ class Runtime:
         self.messages = 0
         self.alone = threading.Event()
         self._ended = ended
+        self._spans = spans
         self._executor = Executor(engine, registry, settings=settings, map=self._map)
         self._counting = threading.Lock()
         self._loop = asyncio.new_event_loop()
@@ -140,7 +145,7 @@ class Runtime:
             deadline=envelope.deadline,
             on_delta=on_delta,
         )
-        return self._start(self._run(job), handle)
+        return self._start(envelope, partial(self._run, job), handle)
 
     def start_items(
         self,
@@ -150,10 +155,12 @@ class Runtime:
         handle: Handle,
     ) -> Future[None]:
         """Run items of a batch side by side, and put each one with its result into `ended`."""
-        return self._start(self._run_items(envelope, items, ended), handle)
+        return self._start(envelope, partial(self._run_items, envelope, items, ended), handle)
 
-    def _start(self, coroutine: Any, handle: Handle) -> Future[Any]:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def _start(self, envelope: Envelope, run: Run[Any], handle: Handle) -> Future[Any]:
+        spans, model = self._spans, self.engine.model.id
+        traced = run() if spans is None else spans.around(envelope, model, run)
+        future = asyncio.run_coroutine_threadsafe(traced, self._loop)
         handle.attach(future)
         return future
 
