@@ -111,8 +111,9 @@ def _schedules(session: Session, settings: Settings) -> Iterator[Finding]:
 
 def _model(settings: Settings) -> Iterator[Finding]:
     from gptflow.models import ModelStore
+    from gptflow.queue.engine_factory import is_scripted
 
-    if settings.model == "scripted":
+    if is_scripted(settings.model):
         yield Finding(
             "model", "warning", "scripted: no model answers", f"GPTFLOW_MODEL={DEFAULT_MODEL}"
         )

@@ -64,7 +64,9 @@ def up(session: Session, demo: bool, workers: int, model: str | None) -> int:
 
 def _pull_model(settings: Settings) -> None:
     """Have the model before the worker starts, so that its progress can be seen."""
-    if settings.model == "scripted" or Path(settings.model).is_dir():
+    from gptflow.queue.engine_factory import is_scripted
+
+    if is_scripted(settings.model) or Path(settings.model).is_dir():
         return
     from gptflow.cli.models import report_stages
     from gptflow.models import ModelStore

@@ -19,7 +19,23 @@ from gptflow.queue.connection import redact
 logger = logging.getLogger(__name__)
 
 
+class QoS(redis.QoS):
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put back what was taken and not acknowledged, where the server can still be reached.
+
+        kombu 5.7 raises an error here that Celery does not expect when it closes a connection
+        that was lost, and the worker ends. The ledger rings again for what is not put back.
+        """
+        try:
+            super().restore_unacked(client)
+        except Exception as error:  # noqa: BLE001  of the server's, or a missing attribute
+            logger.warning("Messages are not put back: %s.", type(error).__name__)
+            self._delivered.clear()
+
+
 class Channel(redis.Channel):
+    QoS = QoS
+
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]

@@ -68,6 +68,7 @@ class Presence:
         self._record = record
         self._wake = wake
         self._on_engine_stopped = on_engine_stopped
+        self._has_reaped = False
         self._stopping = threading.Event()
         self._ear = threading.Thread(target=self._listen, name="gptflow-ear", daemon=True)
         self._heart = threading.Thread(target=self._live, name="gptflow-heart", daemon=True)
@@ -134,7 +135,8 @@ class Presence:
         self._ledger.announce(self._record, self.log.lines())
 
     def _reap(self) -> None:
-        reaped = self._ledger.reap()
+        reaped = self._ledger.reap(regular=self._has_reaped)
+        self._has_reaped = True
         self.contact = time.monotonic()
         if any(reaped):
             logger.info(

@@ -223,9 +223,16 @@ class RedisLedger(Ledger):
         with self._store.reported():
             return set(self._store.scripts.run(Call("beat", [self._keys.leases], arguments)))
 
-    def reap(self, *, doorbell_seconds: float = DOORBELL_SECONDS) -> Reaped:
-        """Bring back what got lost."""
-        call = Call("reap", [self._keys.leases], [_REAPED, doorbell_seconds, self._dead_ttl])
+    def reap(self, *, doorbell_seconds: float = DOORBELL_SECONDS, regular: bool = False) -> Reaped:
+        """Bring back what got lost.
+
+        Args:
+            regular: the caller has done so before, and often. If nobody has for long, then the
+                server was away, and leases that ran out meanwhile are given another time.
+        """
+        lease = self._lease if regular else 0
+        arguments = [_REAPED, doorbell_seconds, self._dead_ttl, lease]
+        call = Call("reap", [self._keys.leases], arguments)
         with self._store.reported():
             return Reaped(*self._store.scripts.run(call))
 
