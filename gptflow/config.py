@@ -105,6 +105,11 @@ class Settings(BaseSettings):
     watchdog: float = Field(
         30, gt=0, description="seconds without a step, with work waiting, that end the worker"
     )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="of /metrics, /livez and /readyz; 0 for any free port"
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address that they listen on")
+    otel: bool = Field(False, description="workers send OpenTelemetry spans of the jobs")
     max_attempts: int = Field(3, ge=1, description="runs of a job whose errors may pass")
     plugins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="load only these, separated by commas; all by default"

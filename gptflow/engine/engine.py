@@ -227,7 +227,7 @@ class TorchEngine:
     def stats(self) -> Mapping[str, Any]:
         """How the engine is doing, for JSON. Times are in milliseconds.
 
-        The counters of `Statistics`, and of this moment or since the start:
+        The counters and histograms of `Statistics`, and of this moment or since the start:
 
             running, waiting      sequences with and without a slot
             waiting_by_class      the latter, by class

@@ -6,6 +6,8 @@ template's rows; the others get their slots, and copy those rows a step later.
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 from gptflow.engine.prefix import Ids, Scope
 from gptflow.engine.sequence import Sequence
 from gptflow.engine.waiting import RANK
@@ -18,7 +20,8 @@ class Following:
     """Who computes which beginning, and who waits for it."""
 
     def __init__(self) -> None:
-        self._leaders: dict[tuple[Scope, Ids], Sequence] = {}
+        # Weak: neither the tokens of a prompt nor what came of them stay here after its answer.
+        self._leaders: WeakValueDictionary[tuple[Scope, Ids], Sequence] = WeakValueDictionary()
         self._followers: dict[Sequence, tuple[Sequence, int]] = {}
 
     def start(self, sequence: Sequence) -> int:
@@ -32,11 +35,9 @@ class Following:
         if prefix is None:
             return 0
         if len(self._leaders) > _LEADERS:
-            self._leaders = {
-                key: leader
-                for key, leader in self._leaders.items()
-                if _computes(leader, len(key[1]))
-            }
+            for key, known in list(self._leaders.items()):
+                if not _computes(known, len(key[1])):
+                    del self._leaders[key]
         for scope, tokens in prefix.parts(sequence.done, len(prefix.ids)):
             key = scope, prefix.ids[:tokens]
             leader = self._leaders.get(key)

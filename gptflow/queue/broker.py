@@ -30,7 +30,8 @@ class QoS(redis.QoS):
             super().restore_unacked(client)
         except Exception as error:  # noqa: BLE001  of the server's, or a missing attribute
             logger.warning("Messages are not put back: %s.", type(error).__name__)
-            self._delivered.clear()
+            if self._delivered is not None:
+                self._delivered.clear()
 
 
 class Channel(redis.Channel):

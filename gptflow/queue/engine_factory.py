@@ -40,9 +40,12 @@ def load_engine(settings: Settings) -> Engine:
     _require(_RUNTIME, "Running a model", extra="runtime")
     from gptflow.models import ModelStore
 
-    model = ModelStore(
+    store = ModelStore(
         settings.cache_dir, offline=settings.offline, accepted=settings.accept_licences
-    ).ensure(settings.model)
+    )
+    store.ensure(settings.model)
+    # Every answer names the model's hash, so what is loaded has to be what has that hash.
+    model = store.verify(settings.model)
     # Only now: importing torch takes seconds, which a missing model need not cost.
     from gptflow.engine import load
 

@@ -42,6 +42,9 @@ class Presence:
         lease: seconds that a claim lasts; it is renewed three times as often.
         wake: called when there are new jobs.
         on_engine_stopped: called at each look that finds the engine stopped for good.
+
+    Attributes:
+        contact: when the ledger last answered, as `time.monotonic` has it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Presence:
         on_engine_stopped: Callable[[], None],
     ) -> None:
         self.log = LastLines()
+        self.contact = float("-inf")
         self._store = store
         self._ledger = ledger
         self._dispatcher = dispatcher
@@ -133,6 +137,7 @@ class Presence:
     def _reap(self) -> None:
         reaped = self._ledger.reap(regular=self._has_reaped)
         self._has_reaped = True
+        self.contact = time.monotonic()
         if any(reaped):
             logger.info(
                 "Brought back: %d jobs of silent workers, %d unanswered, %d delayed; %d are dead.",
