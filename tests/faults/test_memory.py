@@ -73,11 +73,12 @@ def _fill(bed: Any) -> list[float]:
         try:
             bed.journal.submit("faults.work", {"number": number, "filler": FILLER})
         except QueueFull as error:
-            assert "memory" in error.message
-            assert error.retry_after > 0
+            refusal = error
             break
         number += 1
         assert number < 100_000
+    assert "memory" in refusal.message
+    assert refusal.retry_after > 0
     taken = []
     for _ in range(100):
         started = time.monotonic()
