@@ -221,7 +221,7 @@ class Scheduler:
         coming = self._following.start(sequence)
         if not sequence.preempted:  # what is computed twice is accounted for once
             sequence.cached = sequence.done
-            sequence.charged = max(sequence.done, coming)
+            sequence.charged = sequence.spared = max(sequence.done, coming)
             self._charge(sequence, len(sequence.tokens), 1)
         self._events.record("admitted", sequence)
 
@@ -248,6 +248,9 @@ class Scheduler:
             sequence.shared = None
 
     def _chunk(self, sequence: Sequence, rows: int) -> Chunk:
+        if sequence.done < sequence.spared:  # nobody left the rows that it was to copy
+            self._waiting.charge(sequence, sequence.spared - sequence.done)
+            sequence.spared = sequence.done
         chunk = Chunk(sequence, sequence.done, sequence.done + rows)
         self._charge(sequence, chunk.stop, _DRAWN_WEIGHT)  # the prompt has been charged
         return chunk
@@ -260,7 +263,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence, *, wipe: bool = False) -> None:
         assert sequence.slot is not None
-        self._following.stop(sequence)
+        self._following.leave(sequence)
         # Groups of branches used the same place in turn, the longest not always last.
         used = sequence.most_tokens if sequence.branches else len(sequence.tokens)
         self._slots.release(sequence.slot, used=used, wipe=wipe)

@@ -41,7 +41,8 @@ class Sequence:
         share: for whom it runs.
         deadline: Unix time after which it is of no use.
         ticket: its place among those that wait; None while it does not.
-        charged: rows that its share has been charged for.
+        charged: rows that its share has been charged for, but for those that were spared.
+        spared: leading rows that it was not charged for, as they are copied.
         preempted: how often it lost its slot to a more urgent one.
     """
 
@@ -63,6 +64,7 @@ class Sequence:
         self.deadline = math.inf
         self.ticket: int | None = None
         self.charged = 0
+        self.spared = 0
         self.preempted = 0
 
     @property
