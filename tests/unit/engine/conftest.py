@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,8 @@ from gptflow.engine.engine import TorchEngine
 from gptflow.engine.lora_weights import find_projections
 from gptflow.engine.native import Library
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.request import ModelInfo
+from gptflow.heads import Generate
+from gptflow.request import ModelInfo, Request
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -229,6 +231,29 @@ def write_manifest(folder: Path, **fields: object) -> Path:
     return folder
 
 
+def ask(ids: tuple[int, ...], new: int = 200, **more: Any) -> Request:
+    """So many tokens after a prompt."""
+    return Request(prompt=ids, head=Generate(max_tokens=new), ignore_eos=True, **more)
+
+
+class Pause:
+    """Holds the engine's thread before its next step."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._step = engine._step
+        self._go = threading.Event()
+        self.reached = threading.Event()
+        engine._step = self  # type: ignore[method-assign]
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self._go.wait(30)
+        self._step()
+
+    def release(self) -> None:
+        self._go.set()
+
+
 Make = Callable[..., TorchEngine]
 
 
@@ -285,6 +310,8 @@ def name(request: pytest.FixtureRequest) -> str:
 def tiny() -> SimpleNamespace:
     """The helpers above; test modules cannot import a conftest."""
     return SimpleNamespace(
+        Pause=Pause,
+        ask=ask,
         greedy=greedy,
         logprob=logprob,
         make_model=make_model,
