@@ -209,7 +209,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._events.record("preempted", sequence)
         self.running.remove(sequence)
-        self._release(sequence)
+        # Whatever the model made of it so far, nobody has looked yet whether it is a number.
+        self._release(sequence, wipe=True)
         sequence.preempted += 1
         sequence.restart()
         self.preemptions += 1

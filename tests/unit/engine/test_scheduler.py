@@ -204,3 +204,18 @@ def test_what_can_never_fit_is_refused():
         scheduler.add(decoding(10, 119))
     scheduler.add(decoding(10, 118))
     assert step(scheduler)
+
+
+def test_who_takes_a_slot_finds_nothing_in_it_that_is_not_a_number():
+    # torch adds a mask to the scores and multiplies by what comes out: NaN stays NaN.
+    scheduler = make(slots=1)
+    victim = Sequence([1] * 200, job_class="batch")
+    scheduler.add(victim)
+    step(scheduler)
+    scheduler._slots.values[0][victim.slot, :, :100].fill_(torch.nan)
+    urgent = decoding(job_class="interactive")
+    scheduler.add(urgent)
+    step(scheduler)
+    assert victim.slot is None
+    assert urgent.slot == 0
+    assert scheduler._slots.values[0].isfinite().all()
