@@ -34,8 +34,8 @@ from gptflow.engine.intake import Intake
 from gptflow.engine.lora import LoRABank
 from gptflow.engine.lora_weights import Projection
 from gptflow.engine.native import Library
-from gptflow.engine.outcomes import Outcomes, told
-from gptflow.engine.pending import Pending, fail, succeed
+from gptflow.engine.outcomes import Outcomes
+from gptflow.engine.pending import Pending, fail, succeed, told
 from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.prepare import Preparer
 from gptflow.engine.reading import Reader

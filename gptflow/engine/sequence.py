@@ -198,7 +198,11 @@ class Decoding(Sequence):
                 self.finish = "stop"
                 return
         if len(self.output) >= self.limit:
-            self._end("length")
+            self._end(self._at_limit())
+
+    def _at_limit(self) -> FinishReason:
+        """Why it ends with its last token."""
+        return "length"
 
     def _end(self, finish: FinishReason) -> None:
         self.finish = finish
@@ -227,6 +231,8 @@ class Structured(Decoding):
     """A `Decoding` whose tokens a grammar admits; tokens it forces are not drawn."""
 
     constraint: Constraint
+    _cut = False
+    """Some of the forced tokens did not fit."""
 
     def constrain(self, constraint: Constraint) -> None:
         """Set the grammar; what it forces at the very start joins the prompt's rows."""
@@ -241,11 +247,16 @@ class Structured(Decoding):
 
     def _force(self) -> None:
         forced = self.constraint.forced()
+        self._cut = len(self.output) + len(forced) > self.limit
         for token in forced:
             if not self.ended:
                 self._append(token)
-        if self.constraint.complete:
+        if not self.ended and self.constraint.complete:
             self._end("stop")
+
+    def _at_limit(self) -> FinishReason:
+        # The grammar may be further than the output: it has taken all that it forced.
+        return "stop" if self.constraint.complete and not self._cut else "length"
 
 
 class Readout(Sequence):
@@ -287,7 +298,8 @@ class Pooling(Readout):
 
     def add(self, start: int, hidden: torch.Tensor) -> None:
         if self._pooling == "last":
-            self._pooled = hidden[-1].float()
+            # A copy: a view would keep the hidden states of the whole step.
+            self._pooled = hidden[-1].to(torch.float32, copy=True)
         else:
             total = hidden.float().sum(0)
             self._pooled = total if self._pooled is None else self._pooled + total
@@ -332,7 +344,9 @@ class Reading(Readout):
     def add(self, start: int, hidden: torch.Tensor) -> None:
         low, high = max(self._first, start), min(self._last, start + len(hidden))
         if low < high:
-            self._rows.append(hidden[low - start : high - start].float())
+            # A copy: a view would keep the hidden states of the whole step.
+            rows = hidden[low - start : high - start].to(torch.float32, copy=True)
+            self._rows.append(rows)
 
     @property
     def spoiled(self) -> bool:
