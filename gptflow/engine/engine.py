@@ -65,7 +65,9 @@ class TorchEngine:
             it from here on.
         tokenizer: its vocabulary.
         info: what the model is called; `context` is cut to what model and slots hold.
-        slots: sequences that run at the same time.
+        slots: sequences that decode at the same time.
+        prefill_slots: sequences that only read a prompt, besides these; None for as many as
+            `memory.settle` finds fit, 0 to have all sequences share the slots.
         slot_tokens: most tokens of one sequence.
         threads: of the CPU; None leaves torch's own choice.
         step_tokens: rows of one step while something decodes. More makes prompts faster and
@@ -92,6 +94,7 @@ class TorchEngine:
         info: ModelInfo,
         *,
         slots: int = 64,
+        prefill_slots: int | None = None,
         slot_tokens: int = 2048,
         threads: int | None = None,
         step_tokens: int = 256,
@@ -116,6 +119,7 @@ class TorchEngine:
         self._slots = memory.settle(
             model.config,
             slots=slots,
+            beside=prefill_slots,
             length=context,
             like=weight,
             dtype=cache_dtype,
@@ -231,7 +235,9 @@ class TorchEngine:
 
             running, waiting      sequences with and without a slot
             waiting_by_class      the latter, by class
-            slots, slots_used     places in the key-value cache
+            slots, slots_used     places in the key-value cache for sequences that decode
+            prefill_slots, prefill_slots_used
+                                  and for those that only read a prompt
             kv_tokens, kv_bytes   what the running sequences hold there now
             kv_tokens_reserved    what they may come to hold, in whole pages of memory
             kv_tokens_limit       what there is room for
@@ -379,6 +385,7 @@ class TorchEngine:
 
     def _compute(self, chunks: list[Chunk], phases: Phases) -> None:
         running = len(self._scheduler.running)
+        occupancy = 1 - self._slots.free / self._slots.slots
         with phases("forward"):
             hidden = self._runner.forward(chunks)
             for chunk in chunks:
@@ -392,4 +399,4 @@ class TorchEngine:
                 if sequence.slot is not None and sequence.ended:
                     with self._outcomes.alone(sequence):
                         self._outcomes.end(sequence)
-        self._statistics.step(phases, rows=len(hidden), running=running, slots=self._slots.slots)
+        self._statistics.step(phases, rows=len(hidden), running=running, occupancy=occupancy)

@@ -5,8 +5,10 @@ chunks of prompts, by class: those that have begun, then those that wait (`waiti
 sequence is let in when there is a slot and its worst case fits in memory (`slots`). Nobody
 overtakes one that is next and does not fit yet, or it might never.
 
-An interactive sequence that finds no room takes the slot of a less urgent one, which waits
-again and later computes anew what it had (pre-emption by recompute, Kwon et al. 2023,
+Sequences that only read a prompt have slots of their own, and wait in a line of their own.
+
+An interactive or standard sequence that finds no room takes the slot of a less urgent one, which
+waits again and later computes anew what it had (pre-emption by recompute, Kwon et al. 2023,
 "Efficient Memory Management for Large Language Model Serving with PagedAttention").
 """
 
@@ -121,8 +123,7 @@ class Scheduler:
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running:
-            one_row = sequence.remaining == 1 and sequence.branches is None
-            if one_row:
+            if sequence.decodes and sequence.remaining == 1:
                 decoding.append(sequence)
             elif self._ready(sequence):
                 prefilling.append(sequence)
@@ -167,42 +168,49 @@ class Scheduler:
         self, begun: deque[Sequence], chunks: list[Chunk], evicted: list[Sequence]
     ) -> Sequence | None:
         """Let in who waits and is more urgent than who has begun, if there is room."""
-        turn = self._waiting.peek()
-        if turn is None or (begun and RANK[begun[0].job_class] <= turn.rank):
-            return None
-        sequence = turn.sequence
-        if not self._slots.fits(sequence.most_tokens):
-            victims = self._victims(sequence, chunks)
-            if not victims:
-                return None
-            for victim in victims:
-                self._preempt(victim)
-            evicted += victims
-        self._waiting.admit(sequence)
-        self._start(sequence)
-        return sequence
+        for turn in self._waiting.turns():
+            if begun and RANK[begun[0].job_class] <= turn.rank:
+                continue
+            sequence = turn.sequence
+            if not self._slots.fits(sequence.most_tokens, decodes=sequence.decodes):
+                victims = self._victims(sequence, chunks)
+                if not victims:
+                    continue
+                for victim in victims:
+                    self._preempt(victim)
+                evicted += victims
+            self._waiting.admit(sequence)
+            self._start(sequence)
+            return sequence
+        return None
 
     def _victims(self, urgent: Sequence, chunks: list[Chunk]) -> list[Sequence]:
-        """Who has to go for an interactive sequence: nobody if that would not be enough.
+        """Who has to go for a more urgent sequence: nobody if that would not be enough.
 
         The least urgent go first, of these the least advanced, which lose the least.
         """
-        if urgent.job_class != "interactive":
-            return []
         planned = {id(chunk.sequence) for chunk in chunks}
         able = [
             sequence
             for sequence in self.running
-            if sequence.job_class != "interactive"
+            if RANK[sequence.job_class] > RANK[urgent.job_class]
             and sequence.preempted < _PREEMPTIONS
             and id(sequence) not in planned
         ]
-        able.sort(key=lambda sequence: (-RANK[sequence.job_class], sequence.done))
+        # Where it is a slot that lacks, somebody has to go who has one of that kind.
+        lacks_slot = not self._slots.has_slot(decodes=urgent.decodes)
+        able.sort(
+            key=lambda sequence: (
+                lacks_slot and sequence.decodes != urgent.decodes,
+                -RANK[sequence.job_class],
+                sequence.done,
+            )
+        )
         given: list[int] = []
         for sequence in able:
             assert sequence.slot is not None
             given.append(sequence.slot)
-            if self._slots.fits(urgent.most_tokens, without=given):
+            if self._slots.fits(urgent.most_tokens, decodes=urgent.decodes, without=given):
                 return able[: len(given)]
         return []
 
@@ -216,7 +224,7 @@ class Scheduler:
         self.preemptions += 1
 
     def _start(self, sequence: Sequence) -> None:
-        sequence.slot = self._slots.take(sequence.most_tokens)
+        sequence.slot = self._slots.take(sequence.most_tokens, decodes=sequence.decodes)
         self.running.append(sequence)
         self._restore(sequence)
         coming = self._following.start(sequence)

@@ -46,6 +46,9 @@ class Sequence:
         preempted: how often it lost its slot to a more urgent one.
     """
 
+    decodes = False
+    """It needs a slot for as long as it draws tokens, and not for its prompt alone."""
+
     def __init__(
         self, tokens: Rows[int], *, prefix: Prefix | None = None, job_class: JobClass = "standard"
     ) -> None:
@@ -114,8 +117,8 @@ class Chunk:
 
     @property
     def is_decode(self) -> bool:
-        """One row that sees all before it."""
-        return len(self) == 1 and self.sequence.branches is None
+        """One row, of a sequence that decodes."""
+        return len(self) == 1 and self.sequence.decodes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,8 @@ class Decoding(Sequence):
         detokenizer: decodes as the text grows; needed for stop strings and streaming.
         sample: the continuation's number.
     """
+
+    decodes = True
 
     def __init__(
         self,

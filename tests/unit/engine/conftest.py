@@ -231,6 +231,22 @@ def write_manifest(folder: Path, **fields: object) -> Path:
     return folder
 
 
+def write_trained(folder: Path, **lora: Any) -> Path:
+    """A random adapter with a head for two moods and one that tags names and places."""
+    write_lora(folder, **lora)
+    generator = torch.Generator().manual_seed(7)
+    heads = {
+        "mood": {"kind": "classify", "labels": ["good", "bad"]},
+        "names": {"kind": "tag", "labels": ["name", "place"]},
+    }
+    tensors = {}
+    for name, rows in (("mood", 2), ("names", 5)):
+        tensors[f"{name}.weight"] = torch.randn(rows, 48, generator=generator)
+        tensors[f"{name}.bias"] = torch.randn(rows, generator=generator)
+    save_file(tensors, folder / "head.safetensors")
+    return write_manifest(folder, heads=heads)
+
+
 def ask(ids: tuple[int, ...], new: int = 200, **more: Any) -> Request:
     """So many tokens after a prompt."""
     return Request(prompt=ids, head=Generate(max_tokens=new), ignore_eos=True, **more)
@@ -322,4 +338,5 @@ def tiny() -> SimpleNamespace:
         vocabulary=vocabulary(),
         write_lora=write_lora,
         write_manifest=write_manifest,
+        write_trained=write_trained,
     )

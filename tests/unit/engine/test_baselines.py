@@ -19,7 +19,7 @@ def labelled(blank, **more):
 
 
 def test_cancelled_while_its_baseline_is_pending(tiny, make_engine):
-    engine = make_engine(slots=1)
+    engine = make_engine(slots=1, prefill_slots=0)
     arriving = tiny.Pause(engine)
     first = engine.submit(tiny.ask(tiny.prompt_ids(5), 250))
     assert arriving.reached.wait(30)
@@ -41,7 +41,7 @@ def test_cancelled_while_its_baseline_is_pending(tiny, make_engine):
 
 
 def test_a_baseline_waits_in_the_class_of_the_most_urgent_that_needs_it(tiny, make_engine):
-    engine = make_engine(slots=1)
+    engine = make_engine(slots=1, prefill_slots=0)
     pause = tiny.Pause(engine)
     holder = engine.submit(tiny.ask(tiny.prompt_ids(5), 60, job_class="interactive"))
     assert pause.reached.wait(30)

@@ -137,7 +137,7 @@ def rows(scheduler):
 
 
 def charged(scheduler, tenants="abc"):
-    counters = scheduler._waiting._queues["standard"]._counters
+    counters = scheduler._waiting._lines[False].queues["standard"]._counters
     return [counters[tenant, ""] for tenant in tenants]
 
 

@@ -26,7 +26,7 @@ class Load:
         self.slots = KVSlots(
             layers=1, heads=1, width=64, slots=dice.randint(1, 5), length=LENGTH,
             dtype=torch.float32, device=torch.device("cpu"),
-            budget=dice.choice([200, 300, 500, 1000]),
+            budget=dice.choice([200, 300, 500, 1000]), beside=dice.choice([0, 1, 4]),
         )  # fmt: skip
         token = self.slots.bytes_per_token
         self.prefixes = PrefixCache(token * dice.choice([0, 30, 200, 2000]))
@@ -53,6 +53,7 @@ class Load:
             self.compute(chunks)
         assert not self.scheduler.busy
         assert self.slots.free == self.slots.slots
+        assert self.slots.free_beside == self.slots.beside
         assert self.slots.reserved == 0
         assert len(self.scheduler._following) == 0
 
