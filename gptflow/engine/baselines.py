@@ -42,7 +42,8 @@ class Baselines:
             scoring = Scoring(
                 key.ids, key.continuations, room=self._room, job_class=first.job_class
             )
-            scoring.lora = first.lora
+            # It may outlive the request that asks first.
+            scoring.adapter = first.adapter.again() if first.adapter else None
             scoring.share = first.share
             self._scheduler.add(scoring, begun=True)  # ahead of the one that waits for it
             self._scorings[key] = scoring

@@ -25,7 +25,8 @@ import torch
 
 from gptflow.adapter_info import AdapterInfo
 from gptflow.engine import deadlines, memory
-from gptflow.engine.adapters import AdapterPool, AdapterReader
+from gptflow.engine.adapter_pool import AdapterPool
+from gptflow.engine.adapters import AdapterReader
 from gptflow.engine.baselines import Baselines
 from gptflow.engine.cuda import Operations
 from gptflow.engine.deadlines import Deadlines
@@ -77,7 +78,8 @@ class TorchEngine:
         cache_dtype: of keys and values; by default the weights' own.
         library: the compiled kernels, to run attention on them.
         lora: of the model, where some of its layers call it themselves; by default a new one.
-        adapter_bytes: weights of adapters to hold; those in use never give way to others.
+        adapter_bytes: weights of adapters to hold. Those that run never give way to others; a
+            request waits until its own has room.
         kv_bytes: most memory for keys and values. By default all slots may be full at the
             same time or, where the system can tell and has less, as many as fit: a sequence
             then waits until its worst case has room.
@@ -203,6 +205,7 @@ class TorchEngine:
             AdapterNotFound: there is no adapter in the folder.
             AdapterCorrupt: a file is missing, malformed or altered.
             AdapterMismatch: it was made for another model, or does what is not served.
+            AdapterTooLarge: it alone takes more than all may take together.
             AdapterMemoryFull: adapters in use leave no room for it.
         """
         info, retired = self._adapters.load(alias, folder)
@@ -359,6 +362,8 @@ class TorchEngine:
         phases = Phases()
         with phases("plan"):
             chunks = self._scheduler.plan()
+        for sequence, error in self._scheduler.take_refused():
+            self._outcomes.abandon(sequence, error)
         if not chunks:  # all that was waiting has just been dropped
             return
         asked = self._intake.take_traces()

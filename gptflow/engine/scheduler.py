@@ -18,11 +18,12 @@ from collections import deque
 
 from gptflow.engine.events import Events
 from gptflow.engine.following import Following
+from gptflow.engine.pending import told
 from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.sequence import Chunk, Sequence
 from gptflow.engine.slots import KVSlots
 from gptflow.engine.waiting import RANK, Waiting
-from gptflow.errors import InputTooLong
+from gptflow.errors import AdapterMemoryFull, GPTFlowError, InputTooLong
 from gptflow.request import JobClass
 
 _MIN_PREFILL = 32
@@ -64,6 +65,7 @@ class Scheduler:
         self._events = events
         self._waiting = Waiting()
         self._following = Following()
+        self._refused: list[tuple[Sequence, GPTFlowError]] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
 
@@ -117,6 +119,11 @@ class Scheduler:
         elif sequence.ticket is not None:
             self._waiting.remove(sequence)
         sequence.shared = None
+
+    def take_refused(self) -> list[tuple[Sequence, GPTFlowError]]:
+        """Whose adapter could not be read in the last step, and why."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def plan(self) -> list[Chunk]:
         """The chunks of the next step: rows that decode first, in the order of their slots."""
@@ -172,17 +179,34 @@ class Scheduler:
             if begun and RANK[begun[0].job_class] <= turn.rank:
                 continue
             sequence = turn.sequence
+            victims: list[Sequence] = []
             if not self._slots.fits(sequence.most_tokens, decodes=sequence.decodes):
                 victims = self._victims(sequence, chunks)
                 if not victims:
                     continue
-                for victim in victims:
-                    self._preempt(victim)
-                evicted += victims
+            if not self._adapt(sequence):
+                continue
+            for victim in victims:
+                self._preempt(victim)
+            evicted += victims
             self._waiting.admit(sequence)
             self._start(sequence)
             return sequence
         return None
+
+    def _adapt(self, sequence: Sequence) -> bool:
+        """Have its adapter in memory; False if there is no room for that yet, or never will."""
+        if sequence.adapter is None:
+            return True
+        try:
+            sequence.lora = sequence.adapter.begin()
+        except AdapterMemoryFull:  # those that run make room when they end
+            return False
+        except Exception as error:  # noqa: BLE001  the request's future carries it
+            self._waiting.remove(sequence)
+            self._refused.append((sequence, told(error, "reading the adapter of", _ids(sequence))))
+            return False
+        return True
 
     def _victims(self, urgent: Sequence, chunks: list[Chunk]) -> list[Sequence]:
         """Who has to go for a more urgent sequence: nobody if that would not be enough.
@@ -277,3 +301,10 @@ class Scheduler:
         used = sequence.most_tokens if sequence.branches else len(sequence.tokens)
         self._slots.release(sequence.slot, used=used, wipe=wipe)
         sequence.slot = None
+        if sequence.adapter is not None:
+            sequence.adapter.pause()
+            sequence.lora = None
+
+
+def _ids(sequence: Sequence) -> str:
+    return ", ".join(pending.request.id for pending in sequence.owners)

@@ -14,6 +14,7 @@ from gptflow.heads import Pooling as PoolingKind
 from gptflow.request import JobClass
 
 if TYPE_CHECKING:
+    from gptflow.engine.adapter_pool import Lease
     from gptflow.engine.constraints import Constraint
     from gptflow.engine.detokenizer import Detokenizer
     from gptflow.engine.lora_weights import LoRAWeights
@@ -36,7 +37,8 @@ class Sequence:
         shared: keys and values of leading tokens to start from, if somebody left them.
         done: rows whose keys and values are in the slot.
         cached: rows among them that were copied, not computed.
-        lora: the LoRA weights that its rows are computed with.
+        adapter: whose weights its rows are computed with; None for the base model.
+        lora: its LoRA weights, while the sequence has a slot.
         owners: the requests that wait for this sequence.
         share: for whom it runs.
         deadline: Unix time after which it is of no use.
@@ -61,6 +63,7 @@ class Sequence:
         self.slot: int | None = None
         self.done = 0
         self.cached = 0
+        self.adapter: Lease | None = None
         self.lora: LoRAWeights | None = None
         self.owners: list[Pending] = []
         self.share: Share = ("", "")
