@@ -6,9 +6,10 @@ Each step takes what has arrived, drops what was cancelled or is too late, lets 
 pick rows of many requests, runs them through the model together, and gives each sequence what
 its head reads off.
 
-A request that goes wrong fails alone. Where the model itself fails, nobody can tell by whose
-fault: all sequences of that step fail, and may be tried again. The engine goes on with the
-next step, but stops for good after a few that failed in a row.
+A request that goes wrong fails alone. Where the model itself fails on a step, its sequences are
+run apart once, and those fail that it fails on again. If it fails on all of them, it is given one
+token that is nobody's: the engine stops for good after a few steps in a row whose failure is not
+the requests'.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from gptflow.engine.prepare import Preparer
 from gptflow.engine.reading import Reader
 from gptflow.engine.runner import Runner
 from gptflow.engine.scheduler import Scheduler
-from gptflow.engine.sequence import Chunk, Decoding
+from gptflow.engine.sequence import Chunk, Decoding, Sequence
 from gptflow.engine.sharing import Sharing
 from gptflow.engine.statistics import Statistics, gauges
 from gptflow.engine.tokenizer import Vocabulary
@@ -55,7 +56,7 @@ from gptflow.request import ModelInfo, Request
 log = logging.getLogger(__name__)
 
 _FAILED_STEPS = 3
-"""Steps that fail in a row before the engine gives up: then it is not one request's fault."""
+"""Steps in a row on which the model failed whatever it was given, before the engine gives up."""
 
 
 class TorchEngine:
@@ -118,6 +119,9 @@ class TorchEngine:
             dtype=info.dtype or str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
         )
+        self._lora = lora or LoRABank.for_model(
+            model, places=slots + (prefill_slots or slots), library=library
+        )
         self._slots = memory.settle(
             model.config,
             slots=slots,
@@ -127,13 +131,12 @@ class TorchEngine:
             dtype=cache_dtype,
             asked=kv_bytes,
             # The copies of prompts that several continuations share are bounded like prefixes.
-            kept=2 * prefix_bytes + adapter_bytes,
+            kept=2 * prefix_bytes + adapter_bytes + self._lora.limit(adapter_bytes),
             rows=max(prefill_tokens, step_tokens),
             token_major=True if operations is not None else None,
         )
         self._vocabulary = tokenizer
         self._threads = threads
-        self._lora = lora or LoRABank.for_model(model, places=slots, library=library)
         self._lora.attach(model)
         self._runner = Runner(model, self._slots, tokenizer.size, library, self._lora, operations)
         self._adapters = AdapterPool(
@@ -248,6 +251,7 @@ class TorchEngine:
                                   the prefix cache: entries, uses since the start, size
             adapters, adapters_resident, adapter_bytes
                                   that can be named, those in memory, what they take
+            adapter_stack_bytes   and, besides, copies of their matrices side by side
             adapter_evictions, adapter_reloads
                                   idle ones dropped for want of room, and read again
             baselines             content-free scores at hand or under way
@@ -266,6 +270,7 @@ class TorchEngine:
         return {
             **values,
             **self._adapters.stats(),
+            "adapter_stack_bytes": self._lora.nbytes,
             "baselines": len(self._baselines),
             "model": self._info.id,
             "dtype": self._info.dtype,
@@ -370,31 +375,82 @@ class TorchEngine:
         trace = Trace(chunks, phases) if asked else None
         failed: str | None = None
         try:
-            self._compute(chunks, phases)
+            hidden = self._forward(chunks, phases)
         except Exception as error:
             failed = type(error).__name__
-            self._failed_steps += 1
-            if self._failed_steps == _FAILED_STEPS:
-                raise
             log.exception("a step of the model has failed")
-            failure = StepFailed(f"The model failed on a step: {failed}.")
-            for chunk in chunks:
-                self._outcomes.abandon(chunk.sequence, failure)
+            if not self._compute_apart(chunks, phases, failed) and not self._works():
+                self._failed_steps += 1
+                if self._failed_steps == _FAILED_STEPS:
+                    raise
+            else:
+                self._failed_steps = 0
         else:
-            self._failed_steps = 0
+            if self._read(chunks, hidden, phases):
+                self._failed_steps = 0
         finally:
             if trace is not None:
                 made = trace.as_dict(step=self._statistics.steps, failed=failed)
                 for future in asked:
                     self._outcomes.later(succeed, future, made)
 
-    def _compute(self, chunks: list[Chunk], phases: Phases) -> None:
-        running = len(self._scheduler.running)
-        occupancy = 1 - self._slots.free / self._slots.slots
+    def _compute_apart(self, chunks: list[Chunk], phases: Phases, failed: str) -> bool:
+        """Run the sequences of a step that failed one by one; False if all of them fail."""
+        worked = False
+        for chunk in chunks:
+            try:
+                # What failed alone need not be tried again. What failed with others has
+                # written nothing that it would not write again.
+                hidden = self._forward([chunk], phases) if len(chunks) > 1 else None
+            except Exception as error:  # noqa: BLE001  the request's future carries its name
+                failed, hidden = type(error).__name__, None
+            if hidden is None:
+                failure = StepFailed(f"The model failed on a step of this request: {failed}.")
+                self._outcomes.abandon(chunk.sequence, failure)
+            else:
+                worked |= self._read([chunk], hidden, phases)
+        return worked
+
+    def _works(self) -> bool:
+        """Whether the model computes one token that is nobody's. Some slot is free."""
+        probe = Sequence([0])
+        probe.slot = self._slots.take(1, decodes=self._slots.free > 0)
+        try:
+            self._runner.forward([Chunk(probe, 0, 1)])
+        except Exception:
+            log.exception("the model fails on anything")
+            return False
+        finally:
+            self._slots.release(probe.slot, used=1, wipe=True)
+        return True
+
+    def _forward(self, chunks: list[Chunk], phases: Phases) -> torch.Tensor:
         with phases("forward"):
             hidden = self._runner.forward(chunks)
             for chunk in chunks:
                 chunk.sequence.done = chunk.stop
+        return hidden
+
+    def _read(self, chunks: list[Chunk], hidden: torch.Tensor, phases: Phases) -> bool:
+        """Give each sequence what its head reads; False if that failed for all of them."""
+        try:
+            self._take(chunks, hidden, phases)
+        except Exception as error:
+            self._failed_steps += 1
+            if self._failed_steps == _FAILED_STEPS:
+                raise
+            # Somebody may have got a token and somebody not: no sequence can be gone on with.
+            log.exception("reading a step of the model has failed")
+            failure = StepFailed(f"A step of the model could not be read: {type(error).__name__}.")
+            for chunk in chunks:
+                if chunk.sequence.slot is not None:
+                    self._outcomes.abandon(chunk.sequence, failure)
+            return False
+        return True
+
+    def _take(self, chunks: list[Chunk], hidden: torch.Tensor, phases: Phases) -> None:
+        running = len(self._scheduler.running)
+        occupancy = 1 - self._slots.free / self._slots.slots
         with phases("share"):
             self._sharing.keep(chunks)
         self._reader.read(chunks, hidden, phases)
