@@ -57,7 +57,6 @@ def up(session: Session, demo: bool, workers: int, model: str | None) -> int:
             from gptflow.cli.demo import run_demo
 
             return run_demo(session, client)
-        note("Ready. In another terminal: gptflow run text.chat 'Hello!'   (Ctrl-C stops)")
         return _watch(processes)
 
 
@@ -193,6 +192,8 @@ def _require_alive(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
 def _watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> int:
     """Stay until interrupted; a child that stops by itself ends everything."""
     try:
+        # In here, as whoever reads it may interrupt at once.
+        note("Ready. In another terminal: gptflow run text.chat 'Hello!'   (Ctrl-C stops)")
         while True:
             _require_alive(processes)
             time.sleep(0.5)

@@ -348,7 +348,7 @@ class TorchEngine:
         self._statistics.requests += 1
         self._deadlines.add(pending)
         for sequence in pending.sequences:
-            sequence.owners.append(pending)
+            sequence.owners[pending] = None
             sequence.share = (request.tenant, request.plugin)
             if request.deadline is not None:
                 sequence.deadline = request.deadline

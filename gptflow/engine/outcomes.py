@@ -71,13 +71,13 @@ class Outcomes:
                 self._statistics.answered(pending)
                 self._events.record_request("ended", pending.request)
                 self.later(pending.resolve)
-        sequence.owners = []
+        sequence.owners = {}
 
     def abandon(self, sequence: Sequence, error: GPTFlowError) -> None:
         """Take a sequence out that has gone wrong, and fail the requests that wait for it."""
         if isinstance(sequence, Scoring):
             self._baselines.forget(sequence)
-        owners, sequence.owners = sequence.owners, []
+        owners, sequence.owners = sequence.owners, {}
         self._scheduler.remove(sequence, wipe=True)
         for pending in owners:
             self.fail(pending, error)
@@ -104,7 +104,7 @@ class Outcomes:
         for sequence in pending.sequences:
             # It may have gone wrong already, with nobody having looked yet.
             self._scheduler.remove(sequence, wipe=True)
-            sequence.owners = []
+            sequence.owners = {}
         self._baselines.leave(pending)
 
     def emit(self, sequence: Decoding) -> None:

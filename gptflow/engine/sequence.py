@@ -65,7 +65,7 @@ class Sequence:
         self.cached = 0
         self.adapter: Lease | None = None
         self.lora: LoRAWeights | None = None
-        self.owners: list[Pending] = []
+        self.owners: dict[Pending, None] = {}  # in the order of their coming
         self.share: Share = ("", "")
         self.deadline = math.inf
         self.ticket: int | None = None
