@@ -40,7 +40,8 @@ trying again can help. A message says what happened and to which object; `hint` 
         ├── AdapterMismatch         GF707   an adapter made for something else: model, task, layers
         ├── AdapterMemoryFull       GF708   all resident adapters are in use; no room for one more
         ├── ServerUnavailable       GF709   the model server cannot be reached, or is overloaded
-        └── SandboxUnavailable      GF710   nothing on this machine can contain generated code
+        ├── SandboxUnavailable      GF710   nothing on this machine can contain generated code
+        └── AdapterTooLarge         GF711   an adapter that takes more than all may take together
 """
 
 from __future__ import annotations
@@ -312,6 +313,12 @@ class SandboxUnavailable(EngineError):
     """Nothing on this machine can contain generated code, so none is run."""
 
     code = "GF710"
+
+
+class AdapterTooLarge(EngineError):
+    """The adapter alone takes more memory than all adapters may take together."""
+
+    code = "GF711"
 
 
 def raised_at(error: BaseException, package: str) -> str:

@@ -52,7 +52,7 @@ class Statistics:
         failures: requests that failed once accepted, by the error's code.
         step_ms: how long a step takes, smoothed.
         rows_per_step: tokens run through the model in a step, smoothed.
-        occupancy: share of the slots that hold a sequence in a step, 0..1, smoothed.
+        occupancy: share of the decode slots that hold a sequence in a step, 0..1, smoothed.
         tokens_per_second: rows run through the model in a second of work, smoothed.
         seconds: of work so far, by the phase of a step; see `TorchEngine.trace`.
         first_token_seconds: from submitting a request to its first token.
@@ -81,14 +81,14 @@ class Statistics:
     _first_tokens: Window = dataclasses.field(default_factory=Window)
     _further_tokens: Window = dataclasses.field(default_factory=Window)
 
-    def step(self, phases: Phases, *, rows: int, running: int, slots: int) -> None:
-        """Count a step of so many rows, with so many of the slots in use."""
+    def step(self, phases: Phases, *, rows: int, running: int, occupancy: float) -> None:
+        """Count a step of so many rows and sequences, with a share of the slots in use."""
         seconds = phases.total
         self.seconds.update(phases.seconds)
         weight = max(_SMOOTHING, 1 / (self.steps + 1))
         self.step_ms += weight * (1000 * seconds - self.step_ms)
         self.rows_per_step += weight * (rows - self.rows_per_step)
-        self.occupancy += weight * (running / slots - self.occupancy)
+        self.occupancy += weight * (occupancy - self.occupancy)
         self.tokens_per_second += weight * (rows / seconds - self.tokens_per_second)
         self.steps += 1
         self.peak_running = max(self.peak_running, running)
@@ -150,6 +150,8 @@ def gauges(scheduler: Scheduler, slots: KVSlots, prefixes: PrefixCache) -> dict[
         "waiting_by_class": scheduler.waiting_by_class,
         "slots": slots.slots,
         "slots_used": slots.slots - slots.free,
+        "prefill_slots": slots.beside,
+        "prefill_slots_used": slots.beside - slots.free_beside,
         "kv_tokens": kv_tokens,
         "kv_bytes": kv_tokens * slots.bytes_per_token,
         "kv_tokens_reserved": slots.reserved,
