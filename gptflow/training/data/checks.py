@@ -7,7 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from gptflow.errors import DataError, EmptyData, LeakedRows, OneClass, UnseenLabel
+from gptflow.errors import (
+    DataError,
+    EmptyData,
+    ErrorInfo,
+    LeakedRows,
+    OneClass,
+    UnseenLabel,
+    from_info,
+)
 from gptflow.training.data import personal_data
 from gptflow.training.data.duplicates import (
     NEAR,
@@ -39,12 +47,14 @@ class Remark:
     message: str
     origin: Origin | None = None
     code: str = ""
+    hint: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "severity": self.severity,
             "code": self.code,
             "message": self.message,
+            "hint": self.hint,
             "file": self.origin.file if self.origin else None,
             "line": self.origin.line if self.origin else None,
         }
@@ -223,7 +233,7 @@ def _tried(action: Any) -> Iterator[Remark]:
     try:
         action()
     except DataError as error:
-        yield Remark("error", str(error), code=error.code)
+        yield Remark("error", error.message, code=error.code, hint=error.hint)
 
 
 def _remark(action: Any) -> Remark:
@@ -237,7 +247,8 @@ def _leak_errors(
     near = [leak for leak in leaks if leak.kind == "near"]
     if exact:
         error = _leaked(exact, train, test)
-        yield Remark("error", str(error), test[exact[0].second].origin, error.code)
+        where = test[exact[0].second].origin
+        yield Remark("error", error.message, where, error.code, error.hint)
     if near:
         first = near[0]
         count = "1 test row is" if len(near) == 1 else f"{len(near)} test rows are"
@@ -313,4 +324,4 @@ def require(findings: Findings) -> None:
         raise error_for(findings.problems)
     for remark in findings.remarks:
         if remark.severity == "error":
-            raise DataError(remark.message)
+            raise from_info(ErrorInfo(remark.code, remark.message, remark.hint))

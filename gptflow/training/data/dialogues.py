@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gptflow.training.data.fields import TEXTS, check_turns, role_of
+from gptflow.training.data.fields import CONVERSATIONS, TEXTS, check_turns, role_of
 from gptflow.training.data.problem import Problem
 from gptflow.training.data.records import Record
 from gptflow.training.data.rows import Dialogue, Origin, Turn
 from gptflow.training.data.source import Source
 
-CONVERSATIONS = ("conversation", "conversation_id", "conversationId", "dialogue_id", "session_id")
 ROLES = ("role", "speaker", "from")
 
 

@@ -30,6 +30,7 @@ LABELS = ("label", "category", "intent", "class", "topic", "sentiment")
 CANDIDATES = ("candidate", "answer", "passage", "document")
 QUERIES = ("query", "question", "prompt")
 TURNS = ("turns", "messages", "conversations", "dialogue")
+CONVERSATIONS = ("conversation", "conversation_id", "conversationId", "dialogue_id", "session_id")
 SPANS = ("spans", "entities")
 
 _ROLES: Mapping[str, Role] = {
@@ -55,6 +56,25 @@ def to_row(kind: Kind, origin: Origin, record: Mapping[str, Any], source: Source
         return _MAKERS[kind](origin, record, source)
     except _Unfit as unfit:
         return Problem(origin, unfit.reason, str(unfit))
+
+
+def kind_of(record: Mapping[str, Any], source: Source) -> Kind | None:
+    """The kind of row that a record with these fields is, as far as they tell."""
+
+    def has(*names: str) -> bool:
+        return any(name in record for name in names)
+
+    if has("chosen") and has("rejected"):
+        return "preferences"
+    if has(*CANDIDATES) and has(*QUERIES) and has("score", "label"):
+        return "scores"
+    if has(*TURNS) or (has("role", "speaker", "from") and has(*CONVERSATIONS)):
+        return "dialogues"
+    if has("tags", *SPANS):
+        return "tags"
+    if source.labels or has(*LABELS):
+        return "labels"
+    return "text" if _has_text(record, source) else None
 
 
 def check_label(label: str, *, what: str = "label") -> str | None:

@@ -11,7 +11,7 @@ from gptflow.errors import EmptyData, UnreadableFile
 from gptflow.suggestion import did_you_mean
 from gptflow.training.data.conll import read_conll
 from gptflow.training.data.dialogues import from_turns
-from gptflow.training.data.fields import to_row
+from gptflow.training.data.fields import kind_of, to_row
 from gptflow.training.data.lines import read_lines
 from gptflow.training.data.problem import Problem, error_for
 from gptflow.training.data.records import Record, from_csv, from_jsonl, from_parquet
@@ -136,6 +136,35 @@ def format_of(path: Path, source: Source | None = None) -> Format:
             hint=hint or f"Add `--format`: one of {', '.join(FORMATS)}.",
         )
     return SUFFIXES[suffix]
+
+
+def guess_kind(path: Path, source: Source | None = None) -> Kind:
+    """What kind of rows a file holds, by its suffix and the fields of its first record.
+
+    Raises:
+        EmptyData: it has no records.
+        UnreadableFile: it cannot be read, or its fields are those of no kind.
+    """
+    source = source or Source()
+    if source.format is None and _is_plain_text(path):
+        return "text"
+    format = format_of(path, source)
+    if format == "conll":
+        return "tags"
+    first = next((r for r in _records(path, format, source) if not isinstance(r, Problem)), None)
+    if first is None:
+        raise EmptyData(
+            f"There are no rows in {path}.",
+            hint="Is it the right file? A CSV's first line only names the columns.",
+        )
+    kind = kind_of(first[1], source)
+    if kind is None:
+        names = ", ".join(repr(name) for name in first[1])
+        raise UnreadableFile(
+            f"The fields of {path} do not say what it holds: {names}.",
+            hint="Add `--kind` and, for instance, `--text FIELD --label FIELD`.",
+        )
+    return kind
 
 
 def _found(path: Path, kind: Kind, source: Source) -> Iterator[Row | Problem]:
