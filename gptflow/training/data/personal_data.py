@@ -62,7 +62,7 @@ _FINDERS: tuple[tuple[PersonalKind, re.Pattern[str], Callable[[str], bool]], ...
     (
         "email",
         re.compile(
-            r"(?<![\w.%+-])[A-Za-z0-9._%+-]{1,64}"
+            r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}"
             r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])"
         ),
         _always,

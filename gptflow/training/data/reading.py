@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -11,7 +12,7 @@ from gptflow.errors import EmptyData, UnreadableFile
 from gptflow.suggestion import did_you_mean
 from gptflow.training.data.conll import read_conll
 from gptflow.training.data.dialogues import from_turns
-from gptflow.training.data.fields import kind_of, to_row
+from gptflow.training.data.fields import TURNS, kind_of, to_row
 from gptflow.training.data.lines import read_lines
 from gptflow.training.data.problem import Problem, error_for
 from gptflow.training.data.records import Record, from_csv, from_jsonl, from_parquet
@@ -179,7 +180,12 @@ def _found(path: Path, kind: Kind, source: Source) -> Iterator[Row | Problem]:
         return read_conll(path, source)
     records = _records(path, format, source)
     if kind == "dialogues" and format != "jsonl":
-        return from_turns(records, source)
+        # Only Parquet has a place for a list of turns in one row.
+        first = next(records, None)
+        whole = () if first is None else (first,)
+        if not isinstance(first, tuple) or not any(name in first[1] for name in TURNS):
+            return from_turns(itertools.chain(whole, records), source)
+        records = itertools.chain(whole, records)
     return _rows(records, kind, source)
 
 

@@ -88,10 +88,10 @@ def from_csv(
         origin = Origin(str(path), first)
         if torn:
             yield Problem(origin, "format", "a line inside this row cannot be read")
+        elif not fields:  # a blank line
+            continue
         elif names is None:
             names = _names(path, fields, delimiter)
-        elif not any(fields):
-            continue
         elif len(fields) != len(names):
             message = f"the row has {len(fields)} fields, and the first line names {len(names)}"
             yield Problem(origin, "format", message)
