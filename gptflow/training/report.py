@@ -68,6 +68,7 @@ def report_labels(
     dev: LabelAnswers | None = None,
     temperature: float | None = None,
     floors: Mapping[str, LabelAnswers] | None = None,
+    train: Sequence[Row] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Report:
@@ -78,6 +79,7 @@ def report_labels(
         dev: answers to the development split; the temperature is fitted on them.
         temperature: in place of `dev`, where it was fitted before.
         floors: by name, answers of simpler models to the same test rows.
+        train: the training rows; test rows that repeat one are a slice of their own.
         resamples: of the bootstrap.
 
     Raises:
@@ -95,6 +97,7 @@ def report_labels(
         resamples,
         seed,
         rows=answers.rows,
+        train=train,
         classes=_class_rows(answers.per_class()),
         confusion=Confusion(
             labels=answers.labels,
@@ -110,10 +113,14 @@ def report_tags(
     *,
     title: str,
     floors: Mapping[str, TagAnswers] | None = None,
+    train: Sequence[Row] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Report:
     """Report on a tagger: whole spans strictly, and tokens with and without O.
+
+    Args:
+        train: the training rows; test rows that repeat one are a slice of their own.
 
     Raises:
         ValueError: the floors answer other rows.
@@ -126,6 +133,7 @@ def report_tags(
         resamples,
         seed,
         rows=answers.rows,
+        train=train,
         classes=_class_rows(answers.entity_report()),
         tokens=_class_rows(answers.token_report(with_o=True)),
         tokens_without_o=_class_rows(answers.token_report(with_o=False)),
@@ -197,6 +205,7 @@ def _report(
     seed: int,
     *,
     rows: Sequence[Row] = (),
+    train: Sequence[Row] = (),
     **parts: Any,
 ) -> Report:
     require_same(len(answers), floors)
@@ -213,7 +222,7 @@ def _report(
         metrics=_figures(answers, resamples, seed),
         floors={name: _figures(floor, resamples, seed) for name, floor in floors.items()},
         against_floor=against,
-        slices=tuple(_slices(answers, floors[best] if best else None, rows)),
+        slices=tuple(_slices(answers, floors[best] if best else None, rows, train)),
         **parts,
     )
 
@@ -227,10 +236,12 @@ def _best(floors: Mapping[str, Answers], metric: str) -> str | None:
     return max(floors, key=lambda name: floors[name].metrics()[metric], default=None)
 
 
-def _slices(answers: Answers, floor: Answers | None, rows: Sequence[Row]) -> Iterable[Slice]:
+def _slices(
+    answers: Answers, floor: Answers | None, rows: Sequence[Row], train: Sequence[Row]
+) -> Iterable[Slice]:
     if not rows:
         return
-    for by, name, indices in slices_of(rows):
+    for by, name, indices in slices_of(rows, train):
         yield Slice(
             by=by,
             name=name,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gptflow.training.data.duplicates import find_leaks
 from gptflow.training.data.language import language_of
 from gptflow.training.data.rows import Row
 from gptflow.training.evaluation.answers import Indices
@@ -14,24 +15,29 @@ FEWEST = 10
 """Rows in a slice that is worth a figure."""
 
 
-def slices_of(rows: Sequence[Row]) -> Iterator[tuple[str, str, Indices]]:
-    """By, name and places of every slice: thirds by length in characters, then languages.
+def slices_of(rows: Sequence[Row], train: Sequence[Row] = ()) -> Iterator[tuple[str, str, Indices]]:
+    """By, name and places of every slice.
 
-    A division into one slice is left out, and so are slices of less than ten rows.
+    By length in characters, in thirds; by language; and by whether a training row says the same,
+    exactly or nearly. Where there is but one slice it is left out, and so are slices by length
+    and language of less than ten rows.
     """
     lengths = np.array([len(row.content) for row in rows])
     short, long = (int(np.quantile(lengths, share)) for share in (1 / 3, 2 / 3))
-    by_length = (
-        (f"up to {short}", lengths <= short),
-        (f"{short + 1} to {long}", (lengths > short) & (lengths <= long)),
-        (f"above {long}", lengths > long),
-    )
-    parts = [("length", name, np.flatnonzero(mask)) for name, mask in by_length]
     languages = np.array([row.language or language_of(row.content) for row in rows])
-    parts += [
-        ("language", str(name), np.flatnonzero(languages == name)) for name in np.unique(languages)
-    ]
-    for by in ("length", "language"):
-        large = [part for part in parts if part[0] == by and len(part[2]) >= FEWEST]
+    leaked = np.zeros(len(rows), dtype=np.bool_)
+    leaked[[leak.second for leak in find_leaks(train, rows)] if train else []] = True
+    divisions = {
+        "length": {
+            f"up to {short}": lengths <= short,
+            f"{short + 1} to {long}": (lengths > short) & (lengths <= long),
+            f"above {long}": lengths > long,
+        },
+        "language": {str(name): languages == name for name in np.unique(languages)},
+        "in training": {"no": ~leaked, "yes": leaked},
+    }
+    for by, masks in divisions.items():
+        fewest = 1 if by == "in training" else FEWEST
+        large = {name: mask for name, mask in masks.items() if mask.sum() >= fewest}
         if len(large) > 1:
-            yield from large
+            yield from ((by, name, np.flatnonzero(mask)) for name, mask in large.items())

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from gptflow.errors import AdapterCorrupt, OneClass
-from gptflow.training.data.rows import LabelledText, Origin, TaggedText
+from gptflow.errors import AdapterCorrupt, EmptyData, OneClass
+from gptflow.training.data.rows import LabelledText, Origin, ScoredPair, TaggedText
 from gptflow.training.data.tokens import align
 from gptflow.training.evaluation.bm25 import BM25
 from gptflow.training.evaluation.dictionary_tagger import DictionaryTagger
@@ -20,6 +20,7 @@ from gptflow.training.evaluation.floors import (
     tag_floors,
 )
 from gptflow.training.evaluation.linear_text import TERMS, WEIGHTS, LinearText
+from gptflow.training.evaluation.pairs import pair_floors, rank_pairs
 from gptflow.training.evaluation.sessions import item_cosines, neighbour_scores, popularity
 from gptflow.training.evaluation.terms import search_terms, terms
 
@@ -153,6 +154,26 @@ def test_what_was_seen_is_not_ranked():
     found = session_floors([[0, 1], [0, 1], [0, 2]], [[0], [1]], [2, 0], 4)
     assert found["popularity"].ranks.tolist() == [2, 1]
     assert found["item_knn"].ranks.tolist() == [2, 1]
+
+
+def pair(query, candidate, score):
+    return ScoredPair(origin=ORIGIN, query=query, candidate=candidate, score=score)
+
+
+def test_scored_pairs_are_ranked_within_their_query():
+    pairs = [
+        pair("reset my card", "You can reset the card here.", 1.0),
+        pair("reset my card", "We are open on Monday.", 0.0),
+        pair("opening hours", "You can reset the card here.", 0.0),
+        pair("opening hours", "We are open on Monday.", 1.0),
+        pair("only right ones", "Yes.", 1.0),
+    ]
+    assert rank_pairs(pairs, [0.9, 0.1, 0.5, 0.5, 0.0]).ranks.tolist() == [1, 2]
+    floor = pair_floors(pairs)["bm25"]
+    assert floor.ranks.tolist() == [1, 2]  # "opening" is not "open": a tie counts against
+    assert list(floor.names) == ["reset my card", "opening hours"]
+    with pytest.raises(EmptyData):
+        rank_pairs(pairs[-1:], [1.0])
 
 
 def tagged(words, tags):

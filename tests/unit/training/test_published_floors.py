@@ -13,6 +13,7 @@ import random
 import numpy as np
 import pytest
 
+from gptflow.training.data.duplicates import find_leaks
 from gptflow.training.data.reading import labelled, tagged
 from gptflow.training.data.source import Source
 from gptflow.training.evaluation.bootstrap import intervals
@@ -120,15 +121,25 @@ def test_neighbours_and_popularity_agree_on_web_sessions(data):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "low", "high"),
+    ("train", "test", "figure"),
     [
-        ("wnut17/train.conll.gz", "wnut17/test.conll.gz", 0.02, 0.30),
-        ("sec_filings_ner/FIN5_train.txt.gz", "sec_filings_ner/FIN3_test.txt.gz", 0.10, 0.70),
+        ("wnut17/train.conll.gz", "wnut17/test.conll.gz", 0.032),
+        # "Lender" and "Borrower" are two thirds of the spans, so looking up is hard to beat.
+        ("sec_filings_ner/FIN5_train.txt.gz", "sec_filings_ner/FIN3_test.txt.gz", 0.812),
     ],
 )
-def test_the_dictionary_tagger_is_below_the_gate_for_taggers(data, train, test, low, high):
+def test_the_dictionary_tagger_is_as_good_as_it_was(data, train, test, figure):
     source = Source(format="conll")
     rows = tagged(data / train, source).require()
     asked = tagged(data / test, source).require()
     found = tag_floors(rows, asked)["dictionary"].metrics()
-    assert low < found["entity_f1"] < high
+    assert found["entity_f1"] == pytest.approx(figure, abs=0.001)
+
+
+def test_a_sixth_of_the_topic_test_is_in_its_training_data(data):
+    """What they are worth to a model that remembers: three points of accuracy to naive Bayes."""
+    rows = labelled(data / "twitter_fin_topic/topic_train.csv.gz").require()
+    asked = labelled(data / "twitter_fin_topic/topic_valid.csv.gz").require()
+    leaks = find_leaks(rows, asked)
+    assert len(leaks) == pytest.approx(384, abs=2)
+    assert sum(leak.kind == "exact" for leak in leaks) == pytest.approx(323, abs=2)

@@ -212,3 +212,12 @@ def test_floors_of_other_rows_are_refused(rows):
     floor = LabelAnswers(rows=rows[:5], labels=LABELS, predicted=(LABELS[0],) * 5)
     with pytest.raises(ValueError, match="weak answers 5 rows, not 120"):
         report_labels(model, title="x", floors={"weak": floor})
+
+
+def test_rows_that_training_has_seen_are_a_slice_of_their_own(rows):
+    model = LabelAnswers(rows=rows[:30], labels=LABELS, probs=probs(rows[:30], 0.4, 2))
+    seen = {row.text for row in rows[:3]}
+    report = report_labels(model, title="x", train=rows[:3], resamples=5)
+    counts = {part.name: part.rows for part in report.slices if part.by == "in training"}
+    assert counts["yes"] == sum(row.text in seen for row in rows[:30]) > 0
+    assert counts["no"] == 30 - counts["yes"]
