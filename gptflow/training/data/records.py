@@ -28,7 +28,9 @@ def from_jsonl(
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                message = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
+                message = "nested too deep, or a number too long"
+                if isinstance(error, json.JSONDecodeError):
+                    message = error.msg
                 yield Problem(origin, "format", f"the line is not JSON: {message}")
                 continue
             if isinstance(value, dict):

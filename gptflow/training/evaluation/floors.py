@@ -53,12 +53,14 @@ def label_floors(
     """The majority label, naive Bayes, and TF-IDF with logistic regression.
 
     Args:
-        labels: every label of the head, whether or not a training row has it.
+        labels: every label of the head, whether or not a training row has it. Training rows
+            with another label are left out.
 
     Raises:
         OneClass: the training rows have fewer than two labels.
     """
-    counts = Counter(row.labels[head] for row in train if head in row.labels)
+    train = [row for row in train if row.labels.get(head) in labels]
+    counts = Counter(row.labels[head] for row in train)
     probs = np.zeros((len(test), len(labels)))
     for column, label in enumerate(labels):
         probs[:, column] = counts[label] / max(counts.total(), 1)

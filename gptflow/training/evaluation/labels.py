@@ -45,6 +45,7 @@ class LabelAnswers:
         Raises:
             BadLabel: a row's label is none of `labels`.
             EmptyData: there are no rows.
+            ValueError: `probs` are not finite, or no distributions, or of another shape.
         """
         if not self.rows:
             raise EmptyData("There are no test rows.", hint="Give a test file that holds some.")
@@ -54,6 +55,9 @@ class LabelAnswers:
                 raise ValueError(f"probs of {len(self.rows)} rows and labels: {probs.shape}")
             if not np.isfinite(probs).all():
                 raise ValueError("a probability is not finite")
+            # Half precision is off by a thousandth; logits are off by more.
+            if (probs < 0).any() or (abs(probs.sum(axis=1) - 1) > 0.02).any():
+                raise ValueError("a row of probs is no distribution: are they logits?")
             object.__setattr__(self, "probs", probs)
             if not self.predicted:
                 best = tuple(self.labels[column] for column in probs.argmax(axis=1))

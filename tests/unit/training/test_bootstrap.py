@@ -47,6 +47,12 @@ def test_intervals_are_the_same_for_the_same_seed_and_narrow_with_rows():
     assert one["accuracy"].low < one["accuracy"].value == 0.8 < one["accuracy"].high
 
 
+def test_an_interval_is_as_wide_as_theory_says():
+    found = intervals(answers(range(40)), resamples=4000)["accuracy"]
+    half = 1.96 * (0.8 * 0.2 / 200) ** 0.5
+    assert (found.low, found.high) == pytest.approx((0.8 - half, 0.8 + half), abs=0.006)
+
+
 def test_a_pair_tells_apart_what_two_intervals_do_not():
     better, worse = answers(range(40)), answers(range(46))
     alone = [intervals(each)["accuracy"] for each in (better, worse)]

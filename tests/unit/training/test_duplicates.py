@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gptflow.training.data.duplicates import (
     FEWEST_FEATURES,
     _features,
+    _near_pairs,
     find_duplicates,
     find_leaks,
     groups_of,
@@ -76,6 +77,19 @@ def test_all_near_pairs_are_found_and_no_other(texts, near):
         if min(len(a), len(b)) >= FEWEST_FEATURES and len(a & b) / len(a | b) >= near:
             expected.add((one, other))
     assert found == expected
+
+
+@given(
+    st.lists(st.frozensets(st.sampled_from("abcdefghijklmn"), min_size=8), max_size=10),
+    st.sampled_from([0.5, 0.7, 0.8, 0.9]),
+)
+def test_no_pair_at_the_very_threshold_is_missed(sets, near):
+    expected = {
+        (one, other)
+        for one, other in combinations(range(len(sets)), 2)
+        if len(sets[one] & sets[other]) / len(sets[one] | sets[other]) >= near
+    }
+    assert {(one, other) for one, other, _ in _near_pairs(sets, near)} == expected
 
 
 def test_leaks_are_test_rows_beside_the_training_row_most_like_them():

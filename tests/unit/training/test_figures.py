@@ -101,6 +101,8 @@ def test_rows_with_unknown_labels_and_no_rows_are_refused():
         LabelAnswers(rows=[], labels=("a", "b"))
     with pytest.raises(ValueError, match="1 answers to 2 rows"):
         LabelAnswers(rows=labelled("a", "b"), labels=("a", "b"), predicted=("a",))
+    with pytest.raises(ValueError, match="are they logits"):
+        LabelAnswers(rows=labelled("a"), labels=("a", "b"), probs=np.array([[3.0, -1.0]]))
     with pytest.raises(ValueError, match="not finite"):
         LabelAnswers(rows=labelled("a"), labels=("a", "b"), probs=np.array([[np.nan, 1]]))
 

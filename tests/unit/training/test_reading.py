@@ -188,6 +188,12 @@ def test_a_quote_that_is_never_closed_is_reported_where_it_opens(file):
     assert "never closed" in str(reading.problems[0])
 
 
+def test_a_row_with_an_unreadable_line_inside_is_no_row(file):
+    reading = labelled(file("a.csv", b'text,label\n"a\n\xff\nb",x\nc,x\n'))
+    assert [row.text for row in reading.rows] == ["c"]
+    assert places(reading) == [(2, "format"), (3, "encoding")]
+
+
 def test_rows_of_too_few_or_too_many_fields_are_reported(file):
     reading = labelled(file("a.tsv", "text\tlabel\na\nb\tx\ty\nc\tx\n"))
     assert places(reading) == [(2, "format"), (3, "format")]
