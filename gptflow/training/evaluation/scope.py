@@ -27,6 +27,29 @@ def energy(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.
     return scores
 
 
+def neighbourhood(
+    vectors: NDArray[np.float64], known: NDArray[np.float64], k: int = 5
+) -> NDArray[np.float64]:
+    """The mean cosine with the `k` nearest training rows: more for a text in scope.
+
+    Args:
+        vectors: `[rows, width]`, embeddings of what is asked.
+        known: `[training rows, width]`; of fewer than `k`, all are taken.
+
+    Returns:
+        `[rows]`.
+    """
+    ours, theirs = (
+        each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12)
+        for each in (vectors, known)
+    )
+    cosines = ours @ theirs.T
+    nearest = min(k, len(known))
+    top = np.partition(cosines, len(known) - nearest, axis=1)[:, -nearest:]
+    mean: NDArray[np.float64] = top.mean(axis=1)
+    return mean
+
+
 def choose_threshold(scores: NDArray[np.float64], keep: float = KEEP) -> float:
     """The highest threshold that at least this share of the scores reaches.
 

@@ -17,7 +17,7 @@ from gptflow.training.evaluation.calibration import (
     reliability,
     rescale,
 )
-from gptflow.training.evaluation.scope import choose_threshold, energy
+from gptflow.training.evaluation.scope import choose_threshold, energy, neighbourhood
 from gptflow.training.report import LabelAnswers, RankingAnswers
 
 ROWS = [
@@ -130,3 +130,10 @@ def test_a_threshold_of_nothing_is_refused():
 def test_energy_is_larger_for_a_sure_row():
     scores = energy(np.array([[9.0, 0.0], [1.0, 1.0]]))
     assert scores[0] > scores[1] == pytest.approx(1 + np.log(2))
+
+
+def test_a_neighbourhood_is_the_mean_cosine_with_the_nearest():
+    known = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+    found = neighbourhood(np.array([[5.0, 0.0], [1.0, 1.0]]), known, k=2)
+    assert found == pytest.approx([1.0, 0.5**0.5])
+    assert neighbourhood(known, known, k=9) == pytest.approx([2 / 3, 2 / 3, 1 / 3])
