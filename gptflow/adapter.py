@@ -6,6 +6,7 @@ An adapter is a folder of plain files:
     adapter_config.json         LoRA, in PEFT's format; with
     adapter_model.safetensors     its matrices; both or neither
     head.safetensors            per head `NAME.weight [rows, width]`, maybe `NAME.bias [rows]`
+    metrics.json, README.md     how good it is, and its model card: for people
 
 A head is a linear map of the model's final hidden states, those that its `lm_head` is given.
 `Classify` and `Score` heads take the pooled one, `Tag` heads that of every token of the text.
@@ -26,6 +27,7 @@ from gptflow.heads import Pooling
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEAD_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_LESS_IS_BETTER = ("ece", "loss", "perplexity")
 
 Sha256 = Annotated[str, Field(pattern=_SHA256.pattern)]
 Labels = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -141,6 +143,9 @@ class Manifest(_Strict):
         pooling: what `classify` and `score` heads are given: the last token's hidden state or
             the mean over all.
         lora_rank: the rank of its LoRA matrices; None if it has none.
+        prompt: SHA-256 of the prompt's template that it was trained with.
+        metrics: by name; `primary` names the one that it is judged by.
+        gates: by metric, what it must reach to be promoted; `ece` is at most its gate.
         code: version of the code that made it.
         files: every other file of the adapter, with its SHA-256.
     """
@@ -153,7 +158,10 @@ class Manifest(_Strict):
     pooling: Pooling = "last"
     lora_rank: Annotated[int, Field(ge=1)] | None = None
     data: tuple[Data, ...] = ()
+    prompt: Sha256 | None = None
     metrics: Mapping[str, Metric] = {}
+    primary: str = ""
+    gates: Mapping[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
     code: str = ""
     created: str = ""
     files: Mapping[str, Sha256]
@@ -202,6 +210,29 @@ class Manifest(_Strict):
     def to_json(self) -> str:
         """The text of `manifest.json`; the same manifest always gives the same text."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+    def missed(self) -> tuple[str, ...]:
+        """Why it should not be promoted, in words: gates that it misses, a floor that it loses to.
+
+        A gate on a figure that was not measured is missed.
+        """
+        words = []
+        for name, gate in self.gates.items():
+            at_most = name in _LESS_IS_BETTER
+            metric = self.metrics.get(name)
+            if metric is None:
+                words.append(f"{name} was not measured")
+            elif not (metric.value <= gate if at_most else metric.value >= gate):
+                words.append(
+                    f"{name} is {metric.value:.3f}, not {'≤' if at_most else '≥'} {gate:g}"
+                )
+        primary = self.metrics.get(self.primary)
+        if primary is not None and primary.floor is not None and primary.value <= primary.floor:
+            words.append(
+                f"{self.primary} is {primary.value:.3f}, and a simple model reaches "
+                f"{primary.floor:.3f}"
+            )
+        return tuple(words)
 
     def head(self, kind: str, labels: tuple[str, ...] = (), name: str = "") -> str:
         """The name of the head that answers a request.

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_data_path("gptflow"),
         description="where the embedded server and the monitors keep their data",
     )
+    adapters: Path | None = Field(
+        None, description="where adapters are kept, for workers to follow; in data_dir by default"
+    )
     engine: Literal["torch", "openai"] = Field(
         "torch", description="what runs the model: this process, or a server (see openai_url)"
     )
@@ -160,7 +163,7 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError('give JSON: {"a-tenant": 2}') from None
 
-    @field_validator("cache_dir", "data_dir", "openai_tokenizer")
+    @field_validator("cache_dir", "data_dir", "adapters", "openai_tokenizer")
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
@@ -193,6 +196,11 @@ class Settings(BaseSettings):
     def sources(self) -> dict[str, str]:
         """Where each value came from: `default`, a file's path, a variable, or `flag`."""
         return {name: self._sources.get(name, "default") for name in type(self).model_fields}
+
+    @property
+    def adapters_dir(self) -> Path:
+        """Where adapters are kept."""
+        return self.adapters or self.data_dir / "adapters"
 
     @property
     def broker_url(self) -> str | None:

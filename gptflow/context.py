@@ -7,10 +7,11 @@ Heads that are made of others are taken apart here: `Classify`, `MultiHead`, `Ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gptflow import fitting
 from gptflow.concurrency import gather
@@ -38,8 +39,11 @@ from gptflow.heads import (
     Usage,
 )
 from gptflow.prompt import CONTENT_FREE, Prompt, RenderedPrompt
-from gptflow.request import Delta, Engine, JobClass, Request
+from gptflow.request import Delta, Engine, HeldAdapter, JobClass, Request, ServesAdapters
 from gptflow.result import Provenance, Result
+
+if TYPE_CHECKING:
+    from gptflow.adapter_info import AdapterInfo
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,8 @@ class JobContext:
         self._warnings: list[str] = []
         self._prompts: dict[str, None] = {}
         self._adapters: dict[str, None] = {}
+        self._keeper = engine if isinstance(engine, ServesAdapters) else None
+        self._held: dict[str, HeldAdapter] = {}
 
     @property
     def job_id(self) -> str:
@@ -152,13 +158,14 @@ class JobContext:
         stream: bool = False,
     ) -> Raw:
         values = dict(variables or {})
+        self._hold(head.adapter)
         match head:
             case Classify() | MultiHead() | Tag() if self._is_trained(head):
                 try:
                     return await self._ask_trained(head, prompt, values)
                 except AdapterNotFound:  # it has just been unloaded
                     return await self.ask(_untrained(head), prompt, values)
-            case Score(adapter=str(alias)) if alias not in self._engine.adapters():
+            case Score(adapter=str(alias)) if self._info(alias) is None:
                 return await self.ask(_untrained(head), prompt, values)
             case Classify():
                 return await self._classify(head, prompt, values)
@@ -183,8 +190,22 @@ class JobContext:
         """Whether an adapter is at hand that was trained for this head."""
         if head.adapter is None:
             return False
-        info = self._engine.adapters().get(head.adapter)
+        info = self._info(head.adapter)
         return info is not None and info.answers("tag" if isinstance(head, Tag) else "classify")
+
+    def _hold(self, alias: str | None) -> None:
+        """Keep the version of an adapter that the job has met first until the job ends.
+
+        All of its requests are answered by it, whatever is promoted meanwhile.
+        """
+        if alias is None or alias in self._held or self._keeper is None:
+            return
+        with contextlib.suppress(AdapterNotFound):
+            self._held[alias] = self._keeper.hold_adapter(alias)
+
+    def _info(self, alias: str) -> AdapterInfo | None:
+        held = self._held.get(alias)
+        return held.info if held is not None else self._engine.adapters().get(alias)
 
     async def _ask_trained(
         self, head: Classify | MultiHead | Tag, prompt: Prompt | str, values: dict[str, Any]
@@ -274,6 +295,9 @@ class JobContext:
         stream: bool = False,
     ) -> Raw:
         job = self._job
+        self._hold(head.adapter)
+        if head.adapter is not None and (held := self._held.get(head.adapter)) is not None:
+            head = dataclasses.replace(head, adapter=held.info.reference)
         request = Request(
             prompt=rendered,
             head=head,

@@ -41,7 +41,15 @@ trying again can help. A message says what happened and to which object; `hint` 
     │   ├── AdapterMemoryFull       GF708   all resident adapters are in use; no room for one more
     │   ├── ServerUnavailable       GF709   the model server cannot be reached, or is overloaded
     │   ├── SandboxUnavailable      GF710   nothing on this machine can contain generated code
-    │   └── AdapterTooLarge         GF711   an adapter that takes more than all may take together
+    │   ├── AdapterTooLarge         GF711   an adapter that takes more than all may take together
+    │   └── AdapterNotSaved         GF712   an adapter that could not be written, or an alias moved
+    ├── TrainingError               GF900   a training run that cannot begin, or cannot go on
+    │   ├── LossNotFinite           GF901   the loss is not a number any more
+    │   ├── RunNotFound             GF902   no training run of this name
+    │   ├── ResumeRefused           GF903   a run that cannot go on from where it was
+    │   ├── NotTrainable            GF904   a task, or data for it, that no head can be trained for
+    │   ├── GateMissed              GF905   an adapter that is not good enough to be promoted
+    │   └── ReloadDiffers           GF906   what was saved does not answer like what was trained
     └── DataError                   GF800   data to train or to test with that will not do
         ├── BadRows                 GF801   rows that cannot be used, by file and line
         │   ├── BadEncoding         GF802   lines that are not UTF-8, or not what was said
@@ -282,7 +290,7 @@ class InvalidGrammar(EngineError):
 class AdapterNotFound(EngineError):
     """No adapter of this name is loaded."""
 
-    code = "GF703"
+    code, exit_code = "GF703", 4
 
 
 class EngineStopped(EngineError):
@@ -331,6 +339,54 @@ class AdapterTooLarge(EngineError):
     """The adapter alone takes more memory than all adapters may take together."""
 
     code = "GF711"
+
+
+class AdapterNotSaved(EngineError):
+    """An adapter could not be written, or an alias moved; everything is as it was."""
+
+    code = "GF712"
+
+
+class TrainingError(GPTFlowError):
+    """A training run cannot begin, or cannot go on."""
+
+    code, exit_code = "GF900", 12
+
+
+class LossNotFinite(TrainingError):
+    """The loss is not a number any more; the last checkpoint is from before that."""
+
+    code = "GF901"
+
+
+class RunNotFound(TrainingError):
+    """There is no training run of this name."""
+
+    code, exit_code = "GF902", 4
+
+
+class ResumeRefused(TrainingError):
+    """The data, the model or the settings are no longer those that the run began with."""
+
+    code = "GF903"
+
+
+class NotTrainable(TrainingError):
+    """No head can be trained for this task, or not on rows of this kind."""
+
+    code = "GF904"
+
+
+class GateMissed(TrainingError):
+    """An adapter is not good enough to be promoted."""
+
+    code = "GF905"
+
+
+class ReloadDiffers(TrainingError):
+    """What was saved does not answer like what was trained, so it is not kept."""
+
+    code = "GF906"
 
 
 class DataError(GPTFlowError):

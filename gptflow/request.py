@@ -11,7 +11,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from gptflow.heads import Head, Raw
 from gptflow.prompt import RenderedPrompt
@@ -84,6 +85,30 @@ class ModelInfo:
     context: int
     dtype: str = ""
     device: str = "cpu"
+
+
+class HeldAdapter(Protocol):
+    """One version of an adapter, which stays to be had for as long as this object does."""
+
+    @property
+    def info(self) -> AdapterInfo: ...
+
+
+@runtime_checkable
+class ServesAdapters(Protocol):
+    """What an engine does that reads adapters from folders. All methods are thread-safe."""
+
+    def load_adapter(self, alias: str, folder: str | Path) -> AdapterInfo:
+        """Let requests name the adapter in a folder; those that have begun keep their version."""
+        ...
+
+    def unload_adapter(self, alias: str) -> None:
+        """Forget an alias. Requests that use it go on."""
+        ...
+
+    def hold_adapter(self, alias: str) -> HeldAdapter:
+        """Keep the version that an alias stands for now; requests name it by its reference."""
+        ...
 
 
 class Engine(Protocol):

@@ -29,6 +29,7 @@ COMMANDS = {
     "plugins": ("plugins:plugins", "List, show, write and check plugins."),
     "data": ("data:data", "Check, describe, split and convert data to train on."),
     "models": ("models:models", "Get models and list them."),
+    "adapters": ("adapters:adapters", "List adapters, promote one, roll back."),
     "bench": ("bench:bench", "Measure speed."),
     "config": ("config:config", "Show the settings and where they come from."),
     "doctor": ("doctor:doctor", "Find out what is wrong with an installation."),
@@ -50,6 +51,7 @@ Exit codes:
   3 invalid input           9 some rows of a batch failed
   4 no such task, plugin   10 a setting is wrong
   5 Redis is unreachable   11 the queue is full
+                           12 training failed, a gate was missed
                           130 interrupted
 """
 

@@ -190,21 +190,25 @@ class AdapterPool:
                 raise self._unknown(alias)
             return self._retire(entry)
 
-    def lease(self, alias: str) -> Lease:
+    def lease(self, alias: str, *, read: bool = True) -> Lease:
         """The adapter that an alias stands for at this moment.
 
-        It is read here if it is not in memory and nothing has to go for it.
+        `alias@sha256` is that very version, for as long as somebody has a lease of it, whatever
+        the alias stands for by now. It is read here if it is not in memory and nothing has to go
+        for it, unless `read` is false.
 
         Raises:
             AdapterNotFound: there is no such alias.
             AdapterCorrupt: it had been dropped, and its files are no longer what they were.
         """
         with self._lock:
-            entry = self._entries.get(alias)
+            entry = self._entries.get(alias) or self._version(alias)
             if entry is None:
                 raise self._unknown(alias)
             lease = Lease(self, entry)
-            early = entry.adapter is None and entry.info.nbytes <= self._limit - self._nbytes()
+            early = (
+                read and entry.adapter is None and entry.info.nbytes <= self._limit - self._nbytes()
+            )
         if early:
             try:
                 self._reload(entry)
@@ -248,6 +252,10 @@ class AdapterPool:
                 self._make_room(alias, adapter.nbytes)
                 entry.adapter = adapter
                 self.reloads += 1
+
+    def _version(self, reference: str) -> _Entry | None:
+        every = (*self._entries.values(), *self._retired) if "@" in reference else ()
+        return next((entry for entry in every if entry.info.reference == reference), None)
 
     def _serves(self, lora: str) -> bool:
         return any(entry.lora == lora for entry in self._entries.values())

@@ -26,7 +26,7 @@ import torch
 
 from gptflow.adapter_info import AdapterInfo
 from gptflow.engine import deadlines, memory
-from gptflow.engine.adapter_pool import AdapterPool
+from gptflow.engine.adapter_pool import AdapterPool, Lease
 from gptflow.engine.adapters import AdapterReader
 from gptflow.engine.baselines import Baselines
 from gptflow.engine.cuda import Operations
@@ -215,6 +215,17 @@ class TorchEngine:
         if retired:
             self._intake.retire(retired)
         return info
+
+    def hold_adapter(self, alias: str) -> Lease:
+        """The version that an alias stands for now, kept for as long as the lease is.
+
+        Requests that name its `info.reference` are answered by it, whatever is loaded later:
+        so all requests of one job have the same version.
+
+        Raises:
+            AdapterNotFound: there is no such alias.
+        """
+        return self._adapters.lease(alias, read=False)
 
     def unload_adapter(self, alias: str) -> None:
         """Forget an adapter, and free what was computed with it. Requests that use it go on.

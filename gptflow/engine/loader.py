@@ -158,7 +158,7 @@ def _open(
 ) -> tuple[Any, LoRABank]:
     """The model, ready to run, and what adapters may add to, so many at a time."""
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -307,7 +307,7 @@ def _device(asked: str) -> torch.device:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing on the terminal of whoever loads a model."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -13,6 +13,7 @@ from gptflow.engine import trained
 from gptflow.engine.adapter_pool import AdapterPool, Lease
 from gptflow.engine.constraints import Grammars
 from gptflow.engine.detokenizer import Detokenizer
+from gptflow.engine.locating import Token, locate
 from gptflow.engine.pending import BaselineKey, Pending
 from gptflow.engine.prefix import MIN_TOKENS, CommonBeginnings, Prefix, Scope
 from gptflow.engine.scoring import Scoring, choose, log_odds
@@ -273,28 +274,19 @@ class Preparer:
 
         return Pending(request, [sequence], answer)
 
-    def _locate(self, request: Request, *, copies: int) -> tuple[int, list[trained.Token]]:
+    def _locate(self, request: Request, *, copies: int) -> tuple[int, list[Token]]:
         """The tokens of the text to tag: the first one's number, and where each stands in it."""
         prompt, text = request.prompt, request.text
         if not isinstance(prompt, RenderedPrompt):
             raise UnsupportedHead("Tag needs a rendered prompt, not bare token ids.")
-        segments = self._vocabulary.segments(prompt)
-        found = [i for i, s in enumerate(segments) if not s.trusted and s.text == text]
-        if not text or len(found) < copies:
+        located = locate(self._vocabulary, prompt, text)
+        if located.copies < copies:
             raise AdapterMismatch(
-                f"The prompt holds the text to tag {len(found)} times; its adapter was trained "
-                f"with {copies}.",
+                f"The prompt holds the text to tag {located.copies} times; its adapter was "
+                f"trained with {copies}.",
                 hint="Give the task the prompt that the adapter was trained with.",
             )
-        begin = sum(len(segment.text) for segment in segments[: found[-1]])
-        end = begin + len(text)
-        _, places = self._vocabulary.encode_with_places(segments)
-        rows = [i for i, (a, b) in enumerate(places) if a < end and b > begin]
-        tokens = [
-            trained.Token(max(places[i][0] - begin, 0), min(places[i][1], end) - begin)
-            for i in rows
-        ]
-        return (rows[0] if rows else 0), tokens
+        return located.first, located.tokens
 
     def _pooling(self, request: Request, pooling: PoolingKind, lora: str) -> Pooling:
         ids, prefix = self._encode(request, request.prompt, lora, room=0)

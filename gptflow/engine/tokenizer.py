@@ -86,6 +86,13 @@ class Vocabulary:
         self._prefix = functools.lru_cache(maxsize=1024)(self._encode_prefix)
 
     @property
+    def end_id(self) -> int | None:
+        """The token that ends an answer: the chat format's own, or else the model's first."""
+        if self.chat.end:
+            return self._control[self.chat.end]
+        return min(self.eos_ids, default=None)
+
+    @property
     def json(self) -> str:
         """As a `tokenizer.json`. Written anew each time: for a large vocabulary it is large."""
         return self._tokenizer.to_str()

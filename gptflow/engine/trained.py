@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Rows
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from gptflow.engine.adapters import LinearHead
+from gptflow.engine.locating import Token
 from gptflow.heads import Chosen, Span, Usage
 
 if TYPE_CHECKING:
     from gptflow.adapter import ClassifyHead, TagHead
-
-
-class Token(NamedTuple):
-    """Characters `start:end` of the text that a row stands for."""
-
-    start: int
-    end: int
 
 
 def classify(

@@ -16,7 +16,9 @@ from typing import Any
 
 from gptflow.config import Settings
 from gptflow.errors import GPTFlowError
+from gptflow.models.adapter_store import AdapterStore
 from gptflow.plugins import Registry
+from gptflow.queue.adapters import AdapterFollower, shipped
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.feeder import Feeder
 from gptflow.queue.instruments import Instruments
@@ -70,6 +72,10 @@ class Crew:
         spans = Spans.of(settings, registry)
         self._instruments = Instruments.of(settings, store)
         self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)
+        self._adapters = AdapterFollower(
+            self.engine, AdapterStore(settings.adapters_dir), shipped(registry.tasks.values())
+        )
+        self._adapters.refresh()
         self.stopping = False
         most = settings.in_flight or 4 * settings.slots
         self.record = _describe(self.engine, registry, nodename)
@@ -126,6 +132,7 @@ class Crew:
 
     def start(self) -> None:
         """Say that the worker is ready, and take jobs."""
+        self._adapters.start()
         self._presence.start()
         self._watchdog.start()
         self.feeder.start()
@@ -145,6 +152,7 @@ class Crew:
     def close(self) -> None:
         """Give everything back. Every message must have ended."""
         self._watchdog.stop()
+        self._adapters.stop()
         self.feeder.stop()
         self.feeder.join()
         self.dispatcher.close()

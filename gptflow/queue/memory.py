@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gptflow.config import Settings
 from gptflow.errors import EngineStopped, GPTFlowError, JobCancelled
+from gptflow.models.adapter_store import AdapterStore
 from gptflow.plugins import Registry
+from gptflow.queue.adapters import AdapterFollower, shipped
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.handle import Handle
 from gptflow.queue.memory_store import MemoryStore
@@ -49,6 +51,7 @@ class MemoryTransport(StoreTransport):
         self._registry = registry
         self._runtime: Runtime | None = None
         self._dispatcher: Dispatcher | None = None
+        self._adapters: AdapterFollower | None = None
         self._starting = threading.Lock()
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="gptflow-job")
 
@@ -75,6 +78,9 @@ class MemoryTransport(StoreTransport):
         with self._starting:
             runtime, self._runtime = self._runtime, None
             dispatcher, self._dispatcher = self._dispatcher, None
+            adapters, self._adapters = self._adapters, None
+        if adapters is not None:
+            adapters.stop()
         if dispatcher is not None:
             for job_id in dispatcher.running():
                 stopped = EngineStopped("The process that ran it was closed.")
@@ -110,8 +116,16 @@ class MemoryTransport(StoreTransport):
                 self._started_at = time.time()
                 settings = self.settings
                 registry = self._registry or Registry.load(settings.plugins)
+                engine = self._given or pkgutil.resolve_name(LOADER)(settings)
+                if self._given is None:  # else its adapters are whose it is to give
+                    self._adapters = AdapterFollower(
+                        engine,
+                        AdapterStore(settings.adapters_dir),
+                        shipped(registry.tasks.values()),
+                    )
+                    self._adapters.start()
                 self._runtime = Runtime(
-                    self._given or pkgutil.resolve_name(LOADER)(settings),
+                    engine,
                     registry,
                     self,
                     settings=settings,

@@ -1,0 +1,258 @@
+"""Backbone: the model that is trained, as final hidden states of padded texts.
+
+Padding stands after a text and attention only looks back, so no text sees any, and no mask is
+needed.
+
+Where LoRA is on the upper half of the layers only, what the lower half gives is computed once and
+put in place of its output ever after: the layers below are then passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gptflow.engine.loader import check_config, no_progress_bar
+from gptflow.engine.lora_weights import find_projections
+from gptflow.errors import ConfigError, ModelCorrupt, NotTrainable
+from gptflow.training.settings import TrainingSettings
+
+_ADAPTER = "default"
+
+
+class Backbone:
+    """A causal model and what is trained of it.
+
+    Args:
+        model: of transformers, in float32; LoRA layers are put into it.
+        model_id: what the adapter's configuration calls it.
+
+    Attributes:
+        first: the first layer that is trained; what is below is frozen.
+        width: of the hidden states.
+    """
+
+    def __init__(self, model: Any, settings: TrainingSettings, *, model_id: str) -> None:
+        self.model = model
+        self.first = 0
+        self._settings = settings
+        self._peft: peft.PeftModel | None = None
+        self._exact = False
+        self._decoder: Any = model.get_decoder()
+        self._layers = _find_layers(self._decoder)
+        self.width: int = model.config.hidden_size
+        self.device = next(model.parameters()).device
+        model.requires_grad_(settings.method == "full")
+        if settings.method == "lora":
+            self._add_lora(model_id)
+        self.train(False)
+
+    @classmethod
+    def load(cls, folder: Path, settings: TrainingSettings, *, model_id: str) -> Backbone:
+        """Read a model folder.
+
+        Raises:
+            ModelCorrupt: it cannot be read.
+            UnsupportedModel: the engine would not serve it.
+            ConfigError: CUDA is asked for and there is none.
+        """
+        return cls(load_model(folder, settings), settings, model_id=model_id)
+
+    def _add_lora(self, model_id: str) -> None:
+        settings = self._settings
+        names = {name.rpartition(".")[2] for name in find_projections(self.model)}
+        count = len(self._layers)
+        if settings.layers == "upper":
+            self.first = count // 2
+        upper = list(range(self.first, count)) if self.first else None
+        config = peft.LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.scale,
+            lora_dropout=settings.dropout,
+            target_modules=sorted(names),
+            layers_to_transform=upper,
+            bias="none",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=self.model.config.model_type == "gpt2",
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5.23 for what it calls by another name by now.
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.manual_seed(settings.seed)
+            self._peft = peft.get_peft_model(self.model, config)
+        self._peft.peft_config[_ADAPTER].base_model_name_or_path = model_id
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether it has LoRA's matrices."""
+        return self._peft is not None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def train(self, on: bool) -> None:
+        """Switch LoRA's dropout. The model's own stays off, so that frozen layers are constant."""
+        self.model.eval()
+        for name, module in self.model.named_modules():
+            if "lora_dropout" in name:
+                module.train(on)
+
+    def hidden(
+        self, texts: Sequence[Sequence[int]], lower: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Final hidden states, those that the output layer is given.
+
+        Args:
+            texts: token ids.
+            lower: per text, what the layers below `first` give, `[tokens, width]`.
+
+        Returns:
+            `[texts, longest, width]` in float32; rows past a text's end mean nothing.
+        """
+        ids = pad([torch.tensor(text) for text in texts]).to(self.device)
+        with self._precision(), self._injected(lower):
+            out = self._decoder(input_ids=ids, use_cache=False)
+        hidden: torch.Tensor = out.last_hidden_state.float()
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output layer's logits of `[rows, width]` hidden states: `[rows, vocabulary]`."""
+        with self._precision():
+            out: torch.Tensor = self.model.get_output_embeddings()(hidden)
+        return out.float()
+
+    @torch.no_grad()
+    def lower(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """What the layers below `first` give for each text, `[tokens, width]` in float32."""
+        ids = pad([torch.tensor(text) for text in texts]).to(self.device)
+        caught: list[torch.Tensor] = []
+
+        def catch(_module: nn.Module, _given: Any, result: Any) -> None:
+            caught.append(result[0] if isinstance(result, tuple) else result)
+            raise _EnoughError
+
+        hook = self._layers[self.first - 1].register_forward_hook(catch)
+        try:
+            with contextlib.suppress(_EnoughError):
+                self._decoder(input_ids=ids, use_cache=False)
+        finally:
+            hook.remove()
+        [states] = caught
+        return [s[: len(text)].float().cpu() for s, text in zip(states, texts, strict=True)]
+
+    def lora_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """LoRA's configuration and matrices, in PEFT's format."""
+        assert self._peft is not None
+        config = self._peft.peft_config[_ADAPTER].to_dict()
+        config |= {"inference_mode": True}
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        tensors = peft.get_peft_model_state_dict(self._peft, save_embedding_layers=False)
+        return plain, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+    def plain_model(self) -> Any:
+        """The base model as it was before LoRA was put into it. This object is spent then."""
+        return self.model if self._peft is None else self._peft.unload()
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 whatever the settings say, as for what is measured and kept."""
+        self._exact = True
+        try:
+            yield
+        finally:
+            self._exact = False
+
+    def _precision(self) -> Any:
+        on = self._settings.precision == "bf16" and not self._exact
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+
+    @contextlib.contextmanager
+    def _injected(self, lower: Sequence[torch.Tensor] | None) -> Iterator[None]:
+        """Have the lower layers give what is known already."""
+        if lower is None:
+            yield
+            return
+        states = pad(list(lower)).to(self.device)
+        kept = list(self._layers[: self.first])
+        try:
+            for number, layer in enumerate(kept):
+                self._layers[number] = _Known(layer, states if number == self.first - 1 else None)
+            yield
+        finally:
+            for number, layer in enumerate(kept):
+                self._layers[number] = layer
+
+
+class _EnoughError(Exception):
+    """The lower half is computed; what is above need not be."""
+
+
+class _Known(nn.Module):
+    """Stands in for a layer whose output is known, or is not needed."""
+
+    def __init__(self, layer: nn.Module, states: torch.Tensor | None) -> None:
+        super().__init__()
+        self._states = states
+        for name in ("attention_type", "layer_type"):  # the model asks its layers for them
+            if hasattr(layer, name):
+                setattr(self, name, getattr(layer, name))
+
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden if self._states is None else self._states
+
+
+def load_model(folder: Path, settings: TrainingSettings) -> Any:
+    """A model in float32 on the settings' device; see `Backbone.load`."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("There is no CUDA device.", hint="Train with `--device cpu`.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_config(config)
+        with no_progress_bar():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
+    model.config.use_cache = False
+    return model.to(device)
+
+
+def pad(texts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`[texts, longest, ...]`, zeros after each one's end."""
+    return nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
+
+
+def round_to(parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
+    """Give each parameter the value that it has when it is kept in `dtype`."""
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(parameter.to(dtype))
+
+
+def _find_layers(decoder: nn.Module) -> nn.ModuleList:
+    """The model's layers: the only list of modules that is as long as the configuration says."""
+    count = decoder.config.num_hidden_layers
+    for module in decoder.children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise NotTrainable(f"The layers of {type(decoder).__name__} are not found.")

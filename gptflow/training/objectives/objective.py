@@ -1,0 +1,129 @@
+"""Objective: what the trainer asks of each kind of head."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from gptflow.adapter import HeadSpec
+from gptflow.engine.tokenizer import Vocabulary
+from gptflow.heads import Raw
+from gptflow.request import Request
+from gptflow.training.backbone import Backbone
+from gptflow.training.data.rows import Row
+from gptflow.training.evaluation.answers import Answers
+from gptflow.training.evaluation.summary import Report
+from gptflow.training.example import Example
+from gptflow.training.heads import TrainedHeads
+from gptflow.training.recording import TaskRecorder
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+class Objective(abc.ABC, Generic[RowT]):
+    """One kind of head on one kind of rows.
+
+    Args:
+        recorder: of the task that is trained.
+
+    Attributes:
+        heads: by name, the rows of each head's weight; none for `Generate`.
+        primary: the figure of the development split that decides which weights are the best;
+            more is better.
+    """
+
+    heads: Mapping[str, int]
+    primary: str
+
+    def __init__(self, recorder: TaskRecorder, vocabulary: Vocabulary) -> None:
+        self.recorder = recorder
+        self.vocabulary = vocabulary
+
+    @abc.abstractmethod
+    def prepare(self, train: Sequence[RowT]) -> None:
+        """Take from the training rows what has to be known before examples are made.
+
+        Raises:
+            DataError: they will not do.
+            NotTrainable: the task's head will not.
+        """
+
+    @abc.abstractmethod
+    def examples(self, rows: Sequence[RowT]) -> list[Example]:
+        """What is learnt from rows, or asked of them, in their order."""
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        backbone: Backbone,
+        heads: TrainedHeads,
+        examples: Sequence[Example],
+        hidden: torch.Tensor,
+    ) -> torch.Tensor:
+        """The sum of the losses of a pass, each times its weight.
+
+        Args:
+            hidden: `[texts, longest, width]` of the examples' texts in order.
+        """
+
+    @abc.abstractmethod
+    def outputs(
+        self,
+        backbone: Backbone,
+        heads: TrainedHeads,
+        examples: Sequence[Example],
+        hidden: torch.Tensor,
+    ) -> list[Any]:
+        """Per example, what its answer is made of, on the CPU."""
+
+    @abc.abstractmethod
+    def answers(
+        self, rows: Sequence[RowT], examples: Sequence[Example], outputs: Sequence[Any]
+    ) -> Mapping[str, Answers]:
+        """Answers to rows by head; those of the whole are their mean where there are several."""
+
+    @abc.abstractmethod
+    def specs(
+        self, rows: Sequence[RowT], examples: Sequence[Example], outputs: Sequence[Any]
+    ) -> Mapping[str, HeadSpec]:
+        """The heads for the manifest, calibrated on the development split's outputs."""
+
+    @abc.abstractmethod
+    def reports(
+        self,
+        train: Sequence[RowT],
+        rows: Sequence[RowT],
+        examples: Sequence[Example],
+        outputs: Sequence[Any],
+        specs: Mapping[str, HeadSpec],
+    ) -> Mapping[str, Report]:
+        """Figures of rows beside their floors, by head; none where there are no floors."""
+
+    @abc.abstractmethod
+    def expected(self, example: Example, output: Any, specs: Mapping[str, HeadSpec]) -> list[float]:
+        """What an answer to an example is in numbers, from its output."""
+
+    @abc.abstractmethod
+    def found(self, raw: Raw) -> list[float]:
+        """The same numbers of an engine's raw answer."""
+
+    def asked(self, example: Example) -> Request:
+        """What a worker asks for an example."""
+        request = example.texts[0].request
+        assert request is not None
+        return request
+
+    def figures(
+        self, rows: Sequence[RowT], examples: Sequence[Example], outputs: Sequence[Any]
+    ) -> dict[str, float]:
+        """Figures of rows; of several heads also as `HEAD.FIGURE`."""
+        by_head = {n: dict(a.metrics()) for n, a in self.answers(rows, examples, outputs).items()}
+        if len(by_head) == 1:
+            return next(iter(by_head.values()))
+        found = {f"{n}.{figure}": v for n, each in by_head.items() for figure, v in each.items()}
+        for figure in next(iter(by_head.values()), {}):
+            found[figure] = sum(each[figure] for each in by_head.values()) / len(by_head)
+        return found

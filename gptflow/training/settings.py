@@ -1,0 +1,103 @@
+"""Settings of a training run. They are kept with the run, and a resumed run must have the same."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gptflow import validation
+from gptflow.errors import ConfigError
+from gptflow.heads import Pooling
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainingSettings(BaseModel):
+    """How to train. The defaults suit a model of 135 M parameters and up to 20,000 rows.
+
+    LoRA on all linear layers, with a learning rate about ten times that of full fine-tuning and
+    small batches: Schulman et al. 2025, "LoRA Without Regret".
+
+    Attributes:
+        method: `lora` trains low-rank matrices and the head; `head` the head alone, on the frozen
+            model; `full` every weight of the model, which then is another model.
+        rank, alpha, dropout: of LoRA; alpha is twice the rank by default.
+        layers: `upper` puts LoRA on the upper half of the layers only. What the lower half gives
+            for each row never changes then: it is computed once and kept on disk.
+        pooling: what `classify` and `score` heads are given.
+        learning_rate: of LoRA's matrices, or of the model's weights; warmed up, then a cosine.
+        head_learning_rate: of the head.
+        epochs: passes over the training rows; a part of one will do.
+        batch: examples between two updates.
+        batch_tokens: most tokens in one forward pass, padding included; a batch is cut into as
+            many passes as it takes.
+        warmup: share of the updates in which the learning rate rises.
+        clip: most length of the gradient.
+        precision: `bf16` computes linear layers in bfloat16; weights stay in float32.
+        evaluations: of the development split, per epoch.
+        patience: evaluations without a better figure after which to stop; the best weights are
+            kept.
+        dev: share of the rows to put aside as the development split.
+        class_weights: weigh a label by the root of how rare it is.
+        pairwise: of scores, learn which of two candidates of a query is the better one; otherwise
+            learn each score by itself.
+        storage: what LoRA's matrices are rounded to, before they are evaluated and saved.
+        checkpoint_minutes: between two checkpoints.
+        device: `auto` takes CUDA where there is a device.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["lora", "head", "full"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Positive | None = None
+    dropout: Share = 0.05
+    layers: Literal["all", "upper"] = "all"
+    pooling: Pooling = "last"
+    learning_rate: Positive = 3e-4
+    head_learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    epochs: Positive = 3.0
+    batch: Annotated[int, Field(ge=1)] = 32
+    batch_tokens: Annotated[int, Field(ge=16)] = 2048
+    warmup: Share = 0.05
+    clip: Positive = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    evaluations: Annotated[int, Field(ge=1)] = 2
+    patience: Annotated[int, Field(ge=1)] = 3
+    dev: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    class_weights: bool = False
+    pairwise: bool = True
+    storage: Literal["float16", "float32"] = "float16"
+    checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.layers == "upper" and self.method != "lora":
+            raise ValueError("layers = upper goes with the method lora")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """LoRA's alpha."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    @classmethod
+    def of(cls, **given: object) -> Self:
+        """Settings from values of which None means the default.
+
+        Raises:
+            ConfigError: a value does not fit; says which.
+        """
+        values = {name: value for name, value in given.items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            told = validation.explain(error, values, whole="the training settings")
+            raise ConfigError(
+                f"Training: {told}.", hint="`gptflow train --help` shows the options."
+            ) from None

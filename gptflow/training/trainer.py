@@ -1,0 +1,242 @@
+"""Trainer: updates weights batch by batch, keeps the best ones, stops early, survives a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+from torch import nn
+
+from gptflow.errors import LossNotFinite
+from gptflow.training import checkpoint
+from gptflow.training.activations import Activations
+from gptflow.training.backbone import Backbone
+from gptflow.training.batches import epoch_batches, passes
+from gptflow.training.checkpoint import Progress, Weights
+from gptflow.training.example import Example
+from gptflow.training.heads import TrainedHeads
+from gptflow.training.objectives.objective import Objective, RowT
+from gptflow.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+LOG = "log.jsonl"
+"""In a run's folder: one record per update or evaluation."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Update:
+    """What is reported after each step.
+
+    Attributes:
+        loss: mean over what was learnt from: labels, tokens or pairs.
+        tokens_per_s: of this sitting, padding not counted.
+        figures: of the development split, where it was evaluated after this step.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    tokens_per_s: float
+    figures: dict[str, float] | None = None
+
+
+class Trainer(Generic[RowT]):
+    """Trains a backbone and heads on examples.
+
+    Args:
+        folder: of the run; a checkpoint there is gone on from.
+        dev: rows that decide which weights are the best, and when to stop.
+        lower: what the frozen layers give, where they are not computed each time.
+        report: called after each step; an exception that it raises stops the run, which can be
+            gone on with.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: TrainedHeads,
+        objective: Objective[RowT],
+        settings: TrainingSettings,
+        folder: Path,
+        *,
+        train: Sequence[Example],
+        dev: Sequence[RowT],
+        dev_examples: Sequence[Example],
+        lower: Activations | None = None,
+        report: Callable[[Update], None] = lambda update: None,
+    ) -> None:
+        self.backbone = backbone
+        self.heads = heads.to(backbone.device)
+        self._objective = objective
+        self._settings = settings
+        self._folder = folder
+        self._train = [example for example in train if example.weight]
+        self._dev = dev
+        self.dev_examples = dev_examples
+        self._lower = lower
+        self._report = report
+        own = backbone.parameters
+        self.parameters: dict[str, nn.Parameter] = {**own, **heads.trained}
+        groups = [
+            {"params": list(own.values()), "lr": 0.0, "peak": settings.learning_rate},
+            {
+                "params": list(heads.trained.values()),
+                "lr": 0.0,
+                "peak": settings.head_learning_rate,
+            },
+        ]
+        self._optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=settings.weight_decay
+        )
+        self.progress = Progress()
+        self._best: Weights = {}
+        self.per_epoch = -(-len(self._train) // settings.batch)
+        self.steps = max(1, math.ceil(settings.epochs * self.per_epoch))
+        self._every = max(1, self.per_epoch // settings.evaluations)
+
+    def run(self) -> Progress:
+        """Train to the end, or until the figures get no better, and take the best weights.
+
+        Raises:
+            LossNotFinite: the loss, or its gradient, is not a number any more.
+            ResumeRefused: the run's checkpoint is damaged or another run's.
+            TrainingError: a checkpoint cannot be written.
+        """
+        if (found := checkpoint.load(self._folder)) is not None:
+            checkpoint.restore(found, self.parameters, self._optimizer)
+            self.progress, self._best = found.progress, found.best
+        started, before = time.monotonic(), self.progress.seconds
+        saved = started
+        tokens = 0
+        epoch, batches = -1, list[list[int]]()
+        while self.progress.step < self.steps and not self.progress.stopped:
+            step = self.progress.step
+            if step // self.per_epoch != epoch:
+                epoch = step // self.per_epoch
+                batches = epoch_batches(
+                    self._train, self._settings.batch, seed=self._settings.seed, epoch=epoch
+                )
+            batch = batches[step % self.per_epoch]
+            rate = self._schedule(step)
+            loss = self._update(step, batch)
+            tokens += sum(len(text) for i in batch for text in self._train[i].texts)
+            self.progress.step += 1
+            self.progress.tokens += sum(len(t) for i in batch for t in self._train[i].texts)
+            last = self.progress.step == self.steps
+            figures = self._evaluate() if last or self.progress.step % self._every == 0 else None
+            now = time.monotonic()
+            self.progress.seconds = before + now - started
+            update = Update(
+                step=self.progress.step,
+                steps=self.steps,
+                epoch=self.progress.step / self.per_epoch,
+                loss=loss,
+                learning_rate=rate,
+                tokens_per_s=tokens / max(now - started, 1e-9),
+                figures=figures,
+            )
+            self._log(update)
+            due = now - saved >= 60 * self._settings.checkpoint_minutes
+            if due or last or self.progress.stopped:
+                self.save()
+                saved = time.monotonic()
+            self._report(update)
+        self.take(self._best)
+        return self.progress
+
+    def save(self) -> None:
+        """Write a checkpoint now."""
+        checkpoint.save(self._folder, self.progress, self.parameters, self._best, self._optimizer)
+
+    def take(self, weights: Weights) -> None:
+        """Give the parameters these values."""
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                self.parameters[name].copy_(tensor)
+
+    @torch.no_grad()
+    def predict(self, examples: Sequence[Example]) -> list[Any]:
+        """The objective's outputs for examples, in their order, with the weights of now."""
+        outputs: list[Any] = [None] * len(examples)
+        for part in passes(examples, range(len(examples)), 2 * self._settings.batch_tokens):
+            chosen = [examples[i] for i in part]
+            hidden = self._hidden(chosen)
+            found = self._objective.outputs(self.backbone, self.heads, chosen, hidden)
+            for i, output in zip(part, found, strict=True):
+                outputs[i] = output
+        return outputs
+
+    def _update(self, step: int, batch: Sequence[int]) -> float:
+        """One step of AdamW over a batch, in as many passes as it takes."""
+        torch.manual_seed(hash((self._settings.seed, step)) % 2**63)
+        self.backbone.train(True)
+        self._optimizer.zero_grad(set_to_none=True)
+        weight = sum(self._train[i].weight for i in batch)
+        total = 0.0
+        for part in passes(self._train, batch, self._settings.batch_tokens):
+            chosen = [self._train[i] for i in part]
+            hidden = self._hidden(chosen)
+            loss = self._objective.loss(self.backbone, self.heads, chosen, hidden) / weight
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        length = nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.clip)
+        self.backbone.train(False)
+        if not (math.isfinite(total) and bool(length.isfinite())):
+            raise LossNotFinite(
+                f"The loss is {total} after step {step + 1} of {self.steps}.",
+                hint="Train anew with a lower `--learning-rate`, or with `--precision fp32`.",
+            )
+        self._optimizer.step()
+        return total
+
+    def _hidden(self, examples: Sequence[Example]) -> torch.Tensor:
+        texts = [text for example in examples for text in example.texts]
+        lower = [self._lower[text] for text in texts] if self._lower is not None else None
+        return self.backbone.hidden([text.ids for text in texts], lower)
+
+    def _schedule(self, step: int) -> float:
+        """Warm up in a line, then go down a cosine to a tenth."""
+        warm = max(1, round(self._settings.warmup * self.steps))
+        if step < warm:
+            share = (step + 1) / warm
+        else:
+            done = (step - warm) / max(1, self.steps - warm)
+            share = 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def _evaluate(self) -> dict[str, float]:
+        """Measure the development split; keep the weights if they are the best so far."""
+        outputs = self.predict(self.dev_examples)
+        figures = self._objective.figures(self._dev, self.dev_examples, outputs)
+        figure = figures[self._objective.primary]
+        progress = self.progress
+        progress.history.append({"step": progress.step, **figures})
+        if progress.best is None or figure > progress.best:
+            progress.best, progress.best_step, progress.worse = figure, progress.step, 0
+            self._best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
+        else:
+            progress.worse += 1
+            progress.stopped = progress.worse >= self._settings.patience
+        return figures
+
+    def _log(self, update: Update) -> None:
+        line = json.dumps(dataclasses.asdict(update) | {"time": time.time()}) + "\n"
+        # Appended in one piece: a kill leaves whole lines.
+        handle = os.open(self._folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
