@@ -226,12 +226,12 @@ class Manifest(_Strict):
                 words.append(
                     f"{name} is {metric.value:.3f}, not {'≤' if at_most else '≥'} {gate:g}"
                 )
-        primary = self.metrics.get(self.primary)
-        if primary is not None and primary.floor is not None and primary.value <= primary.floor:
-            words.append(
-                f"{self.primary} is {primary.value:.3f}, and a simple model reaches "
-                f"{primary.floor:.3f}"
-            )
+        for name, metric in self.metrics.items():
+            judged = name == self.primary or name.endswith(f".{self.primary}")  # of one head
+            if judged and metric.floor is not None and metric.value <= metric.floor:
+                words.append(
+                    f"{name} is {metric.value:.3f}, and a simple model reaches {metric.floor:.3f}"
+                )
         return tuple(words)
 
     def head(self, kind: str, labels: tuple[str, ...] = (), name: str = "") -> str:

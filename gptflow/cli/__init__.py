@@ -29,6 +29,8 @@ COMMANDS = {
     "plugins": ("plugins:plugins", "List, show, write and check plugins."),
     "data": ("data:data", "Check, describe, split and convert data to train on."),
     "models": ("models:models", "Get models and list them."),
+    "train": ("train:train", "Train an adapter for a task."),
+    "runs": ("runs:runs", "List trainings, show and compare them."),
     "adapters": ("adapters:adapters", "List adapters, promote one, roll back."),
     "bench": ("bench:bench", "Measure speed."),
     "config": ("config:config", "Show the settings and where they come from."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -22,9 +23,11 @@ from safetensors import SafetensorError
 from gptflow.adapter import BaseModelRef, Data, HeadSpec, Manifest, Metric
 from gptflow.adapter_info import HEAD_WEIGHTS, LORA_CONFIG, LORA_WEIGHTS, MANIFEST
 from gptflow.engine.engine import TorchEngine
+from gptflow.engine.loader import no_progress_bar
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import AdapterNotSaved, GPTFlowError, ReloadDiffers
 from gptflow.heads import Raw
+from gptflow.models import Model, ModelStore, files
 from gptflow.models.adapter_store import AdapterStore, AdapterVersion
 from gptflow.request import ModelInfo
 from gptflow.training.backbone import Backbone
@@ -57,24 +60,27 @@ def save(
     details: Mapping[str, Any],
     examples: Sequence[Example],
     outputs: Sequence[Any],
+    base: BaseModelRef | None = None,
 ) -> AdapterVersion:
     """Write an adapter into the store. The backbone is spent afterwards.
 
     Args:
         details: more for `metrics.json`: reports, history.
         examples: of the development split; `outputs` are what the trainer made of them.
+        base: the model that it goes with, where that is not the one that the run began with.
 
     Raises:
         ReloadDiffers: the engine answers otherwise than the trainer did; nothing is kept.
         AdapterNotSaved: the disk is full, or the folder cannot be written; nothing is kept.
     """
+    base = base or BaseModelRef(id=record.model, sha256=(record.model_sha256,))
     with store.build(record.adapter) as draft:
         folder = draft.folder
         try:
             _write_weights(folder, backbone, heads)
         except SafetensorError as error:  # how it reports a full disk
             raise AdapterNotSaved(f"{folder} cannot be written: {error}.") from None
-        manifest = _manifest(record, objective, specs, metrics, rank=_rank(record))
+        manifest = _manifest(record, objective, base, specs, metrics)
         contents = {"metrics": {n: m.model_dump() for n, m in metrics.items()}, **details}
         (folder / METRICS).write_text(
             json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -86,18 +92,46 @@ def save(
         manifest = Manifest.parse(manifest.to_json(), name=record.adapter)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         pairs = list(zip(examples, outputs, strict=True))[:ASKED]
-        check_reload(folder, record, backbone, vocabulary, objective, specs, pairs)
+        check_reload(folder, manifest, record.adapter, backbone, vocabulary, objective, pairs)
     assert draft.version is not None
     return draft.version
 
 
+def save_model(folder: Path, backbone: Backbone, origin: Path) -> Model:
+    """Write a model all of whose weights were trained, as `gptflow models pull FOLDER` takes it.
+
+    Args:
+        origin: the folder of the model that it was before, for its tokenizer.
+
+    Raises:
+        AdapterNotSaved: the disk is full, or the folder cannot be written; nothing is kept.
+    """
+    partial = folder.with_name(f".{folder.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        with no_progress_bar():
+            backbone.model.save_pretrained(partial)
+        for path in origin.iterdir():
+            known = files.is_allowed(path.name) and not files.is_weights(path.name)
+            if known and not (partial / path.name).exists() and path.name != files.INDEX:
+                shutil.copyfile(path, partial / path.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise AdapterNotSaved(
+            f"The trained model cannot be written to {folder}: {error}.", hint="Make room."
+        ) from None
+    return ModelStore(folder.parent, offline=True).find(str(folder))
+
+
 def check_reload(
     folder: Path,
-    record: RunRecord,
+    manifest: Manifest,
+    alias: str,
     backbone: Backbone,
     vocabulary: Vocabulary,
     objective: Objective[Any],
-    specs: Mapping[str, HeadSpec],
     pairs: Sequence[tuple[Example, Any]],
 ) -> None:
     """Load an adapter with the engine that workers have, and ask it what the trainer was asked.
@@ -105,18 +139,18 @@ def check_reload(
     Raises:
         ReloadDiffers: it cannot be loaded, or its answers are others.
     """
-    expected = [objective.expected(example, output, specs) for example, output in pairs]
+    expected = [objective.expected(example, out, manifest.heads) for example, out in pairs]
     context = max((len(text) for example, _ in pairs for text in example.texts), default=1) + 1
     engine = TorchEngine(
         backbone.plain_model(),
         vocabulary,
-        ModelInfo(id=record.model, sha256=record.model_sha256, context=context),
+        ModelInfo(id=manifest.base.id, sha256=manifest.base.sha256[0], context=context),
         slots=4,
         slot_tokens=context,
         prefix_bytes=1 << 20,
     )
     try:
-        engine.load_adapter(record.adapter, folder)
+        engine.load_adapter(alias, folder)
         futures: list[Future[Raw]] = [
             engine.submit(objective.asked(example)) for example, _ in pairs
         ]
@@ -154,19 +188,18 @@ def _write_weights(folder: Path, backbone: Backbone, heads: TrainedHeads) -> Non
 def _manifest(
     record: RunRecord,
     objective: Objective[Any],
+    base: BaseModelRef,
     specs: Mapping[str, HeadSpec],
     metrics: Mapping[str, Metric],
-    *,
-    rank: int | None,
 ) -> Manifest:
     prompt = objective.recorder.task.prompt
     return Manifest.model_construct(
         task=record.task,
         version=record.id,
-        base=BaseModelRef(id=record.model, sha256=(record.model_sha256,)),
+        base=base,
         heads=dict(specs),
         pooling=record.settings.pooling,
-        lora_rank=rank,
+        lora_rank=record.settings.rank if record.settings.method == "lora" else None,
         data=tuple(
             Data(
                 name=file.name,
@@ -185,10 +218,6 @@ def _manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files={},
     )
-
-
-def _rank(record: RunRecord) -> int | None:
-    return record.settings.rank if record.settings.method == "lora" else None
 
 
 def _sha256(path: Path) -> str:

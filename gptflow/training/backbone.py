@@ -37,7 +37,8 @@ class Backbone:
         model_id: what the adapter's configuration calls it.
 
     Attributes:
-        first: the first layer that is trained; what is below is frozen.
+        first: the first layer that is trained; what is below is frozen. Where the head alone is
+            trained, all layers are.
         width: of the hidden states.
     """
 
@@ -54,6 +55,8 @@ class Backbone:
         model.requires_grad_(settings.method == "full")
         if settings.method == "lora":
             self._add_lora(model_id)
+        elif settings.method == "head":
+            self.first = len(self._layers)
         self.train(False)
 
     @classmethod
@@ -76,7 +79,7 @@ class Backbone:
         upper = list(range(self.first, count)) if self.first else None
         config = peft.LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.scale,
+            lora_alpha=settings.scale,  # type: ignore[arg-type]  # a number will do
             lora_dropout=settings.dropout,
             target_modules=sorted(names),
             layers_to_transform=upper,
@@ -233,7 +236,6 @@ def load_model(folder: Path, settings: TrainingSettings) -> Any:
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelCorrupt(f"The model in {folder} cannot be loaded: {error}.") from error
-    model.config.use_cache = False
     return model.to(device)
 
 
@@ -251,7 +253,7 @@ def round_to(parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None
 
 def _find_layers(decoder: nn.Module) -> nn.ModuleList:
     """The model's layers: the only list of modules that is as long as the configuration says."""
-    count = decoder.config.num_hidden_layers
+    count = decoder.config.num_hidden_layers  # type: ignore[union-attr]
     for module in decoder.children():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module

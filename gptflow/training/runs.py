@@ -62,6 +62,7 @@ class RunRecord(_Strict):
     Attributes:
         adapter: the alias that is trained.
         version: the adapter that came of it, `alias@version`.
+        trained_model: the folder of the model that came of it, where all weights were trained.
         metrics: of that adapter.
         error: why the run failed.
     """
@@ -79,6 +80,7 @@ class RunRecord(_Strict):
     code: str = ""
     state: State = "new"
     version: str | None = None
+    trained_model: str | None = None
     metrics: Mapping[str, Metric] = {}
     primary: str = ""
     rows: Mapping[str, int] = {}

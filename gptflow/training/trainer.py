@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 LOG = "log.jsonl"
 """In a run's folder: one record per update or evaluation."""
 
+_CALMER = "Train anew with a lower `--learning-rate`, or with `--precision fp32`."
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Update:
@@ -151,7 +153,11 @@ class Trainer(Generic[RowT]):
             if due or last or self.progress.stopped:
                 self.save()
                 saved = time.monotonic()
-            self._report(update)
+            try:
+                self._report(update)
+            except BaseException:
+                self.save()  # whoever stops a run may go on with it from here
+                raise
         self.take(self._best)
         return self.progress
 
@@ -172,6 +178,11 @@ class Trainer(Generic[RowT]):
         for part in passes(examples, range(len(examples)), 2 * self._settings.batch_tokens):
             chosen = [examples[i] for i in part]
             hidden = self._hidden(chosen)
+            if not bool(hidden.isfinite().all()):
+                raise LossNotFinite(
+                    f"The model gives no numbers any more after step {self.progress.step}.",
+                    hint=_CALMER,
+                )
             found = self._objective.outputs(self.backbone, self.heads, chosen, hidden)
             for i, output in zip(part, found, strict=True):
                 outputs[i] = output
@@ -188,14 +199,14 @@ class Trainer(Generic[RowT]):
             chosen = [self._train[i] for i in part]
             hidden = self._hidden(chosen)
             loss = self._objective.loss(self.backbone, self.heads, chosen, hidden) / weight
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
         length = nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.clip)
         self.backbone.train(False)
         if not (math.isfinite(total) and bool(length.isfinite())):
             raise LossNotFinite(
                 f"The loss is {total} after step {step + 1} of {self.steps}.",
-                hint="Train anew with a lower `--learning-rate`, or with `--precision fp32`.",
+                hint=_CALMER,
             )
         self._optimizer.step()
         return total

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from gptflow.adapter import HeadSpec, Metric
+from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import GPTFlowError, ResumeRefused, UnreadableFile
-from gptflow.models.adapter_store import AdapterStore, AdapterVersion
+from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
 from gptflow.training import artefact, checkpoint
@@ -31,7 +31,7 @@ from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.choice import choose_objective
 from gptflow.training.objectives.objective import Objective
 from gptflow.training.recording import TaskRecorder, choose_adapter
-from gptflow.training.runs import DataFile, Run, RunTable
+from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.trainer import Trainer, Update
 
@@ -109,11 +109,14 @@ def train(
     *,
     context: int,
     watch: Watch | None = None,
-) -> AdapterVersion:
+) -> RunRecord:
     """Train a run, from its checkpoint where it has one, and save what comes of it.
 
     The same data, settings and seed give the same weights on the same machine, however often the
     run was killed in between.
+
+    Returns:
+        The run's record, which names the adapter, or the model where all weights were trained.
 
     Args:
         task: set up, where it needs to be.
@@ -139,12 +142,11 @@ def train(
             )
         run.update(state="running", error=None)
         try:
-            version = _Training(run, task, model, store, context, watch or Watch()).run()
+            return _Training(run, task, model, store, context, watch or Watch()).run()
         except GPTFlowError as error:
             with contextlib.suppress(GPTFlowError):
                 run.update(state="failed", error=f"[{error.code}] {error}")
             raise
-        return version
 
 
 class _Training:
@@ -171,7 +173,7 @@ class _Training:
             task, self._vocabulary, context=most, adapter=self._record.adapter
         )
 
-    def run(self) -> AdapterVersion:
+    def run(self) -> RunRecord:
         settings, watch = self._settings, self._watch
         train, dev, test = self._rows()
         objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
@@ -226,11 +228,11 @@ class _Training:
         for name, report in reports.items():
             report.write(self._run.folder / f"report-{name}")
         watch.note("saving, and asking the engine the same")
-        version = self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
-        self._run.update(state="done", version=version.reference)
+        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
         for left in (checkpoint.FILE, "lower.f32", "lower.json"):
             (self._run.folder / left).unlink(missing_ok=True)
-        return version
+        self._record = self._run.update(state="done")
+        return self._record
 
     def _save(
         self,
@@ -242,15 +244,23 @@ class _Training:
         reports: Mapping[str, Report],
         trainer: Trainer[Any],
         outputs: Sequence[Any],
-    ) -> AdapterVersion:
+    ) -> None:
+        base = None
+        if self._settings.method == "full":
+            folder = self._run.folder / self._record.id
+            made = artefact.save_model(folder, backbone, self._model.path)
+            base = BaseModelRef(id=made.name, sha256=(made.sha256,))
+            self._record = self._run.update(trained_model=str(folder))
+            if not specs:
+                return  # there is nothing beside the model
         details = {
             "settings": self._settings.model_dump(mode="json"),
             "rows": dict(self._record.rows),
             "history": trainer.progress.history,
             "best_step": trainer.progress.best_step,
-            "reports": {name: r.without_texts().as_dict() for name, r in reports.items()},
+            "reports": {name: _to_ship(report).as_dict() for name, report in reports.items()},
         }
-        return artefact.save(
+        version = artefact.save(
             self._store,
             self._record,
             backbone,
@@ -262,7 +272,9 @@ class _Training:
             details=details,
             examples=trainer.dev_examples,
             outputs=outputs,
+            base=base,
         )
+        self._run.update(version=version.reference)
 
     def _rows(self) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Train, dev and test. Dev is cut from train where no file is given for it."""
@@ -296,6 +308,13 @@ def _grouped(row: Row) -> Row:
     if isinstance(row, ScoredPair) and row.group is None:
         return dataclasses.replace(row, group=row.query)
     return row
+
+
+def _to_ship(report: Report) -> Report:
+    """A report without the rows' texts, and without this machine's folders."""
+    report = report.without_texts()
+    worst = (w.model_copy(update={"where": w.where.rpartition("/")[2]}) for w in report.worst)
+    return report.model_copy(update={"worst": tuple(worst)})
 
 
 def _metrics(

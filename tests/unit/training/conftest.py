@@ -20,9 +20,10 @@ from gptflow.models.adapter_store import AdapterStore
 from gptflow.training.runs import RunTable
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TOPICS = tuple(
-    "card cash refund fee limit loan rate alarm music weather taxi recipe flight hotel song".split()
-)
+TOPICS = (
+    "card", "cash", "refund", "fee", "limit", "loan", "rate", "alarm", "music", "weather", "taxi",
+    "recipe", "flight", "hotel", "song",
+)  # fmt: skip
 PLACES = ("Paris", "Oslo", "Rome", "Lima", "Bonn", "Kiev")
 NAMES = ("Ada", "Bob", "Eve", "Max", "Zoe", "Tim")
 CORPUS = [
