@@ -81,7 +81,7 @@ class JobContext:
         self._prompts: dict[str, None] = {}
         self._adapters: dict[str, None] = {}
         self._keeper = engine if isinstance(engine, ServesAdapters) else None
-        self._held: dict[str, HeldAdapter] = {}
+        self._held: dict[str, HeldAdapter | None] = {}
 
     @property
     def job_id(self) -> str:
@@ -196,16 +196,20 @@ class JobContext:
     def _hold(self, alias: str | None) -> None:
         """Keep the version of an adapter that the job has met first until the job ends.
 
-        All of its requests are answered by it, whatever is promoted meanwhile.
+        All of its requests are answered by it, whatever is promoted meanwhile; or without one
+        where there was none.
         """
         if alias is None or alias in self._held or self._keeper is None:
             return
+        self._held[alias] = None
         with contextlib.suppress(AdapterNotFound):
             self._held[alias] = self._keeper.hold_adapter(alias)
 
     def _info(self, alias: str) -> AdapterInfo | None:
-        held = self._held.get(alias)
-        return held.info if held is not None else self._engine.adapters().get(alias)
+        if alias not in self._held:  # an engine whose adapters are not ours to hold
+            return self._engine.adapters().get(alias)
+        held = self._held[alias]
+        return None if held is None else held.info
 
     async def _ask_trained(
         self, head: Classify | MultiHead | Tag, prompt: Prompt | str, values: dict[str, Any]

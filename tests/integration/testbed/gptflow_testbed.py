@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gptflow.errors import StepFailed
+from gptflow.heads import Classify
 from gptflow.hookspecs import hookimpl
+from gptflow.prompt import Prompt
 from gptflow.task import Context, Input, Output, Task
 
 
@@ -126,6 +128,22 @@ class Flaky(Task[Value, Any, Answer]):
         return Answer(value=f"attempt {failed + 1}")
 
 
+class Mood(Task[Value, Any, Answer]):
+    """Ask a trained head three times, some time apart, and say who answered."""
+
+    name = "bed.mood"
+    prompt = Prompt("Text: {{ value }}")
+    head = Classify(labels=("good", "bad"), adapter="mood")
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        found = []
+        for number in range(3):
+            raw: Any = await ctx.ask(self.head, self.prompt, {"value": f"{input.value} {number}"})
+            found.append([raw.label, raw.adapter])
+            await asyncio.sleep(0.03)
+        return Answer(value=found)
+
+
 class Poison(Task[Value, Any, Answer]):
     """Kill the process that runs it."""
 
@@ -145,7 +163,7 @@ def _note(line: str) -> None:
 
 @hookimpl
 def register_tasks(register: Any) -> None:
-    for task in (Echo, Sleep, Gate, Words, Spread, Wreck, Hang, Flaky, Poison):
+    for task in (Echo, Sleep, Gate, Words, Spread, Wreck, Hang, Flaky, Mood, Poison):
         register(task())
 
 
