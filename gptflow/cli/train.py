@@ -107,14 +107,14 @@ def train(
         if task is not None or data:
             raise click.UsageError("--resume takes a run's task, data and settings from the run.")
         run = _table(session).find(resume)
-        record = _train(session, run, run.record.task, run.record.model)
+        record = _train(session, run)
     elif task is None or not data:
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
         files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
         run = _begin(session, task, files, settings, adapter, _gates(gates), model)
         note(f"run {run.folder.name}")
-        record = _train(session, run, task, run.record.model)
+        record = _train(session, run)
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
@@ -148,13 +148,14 @@ def _begin(
     )
 
 
-def _train(session: Session, run: Run, task: str, model: str) -> RunRecord:
+def _train(session: Session, run: Run) -> RunRecord:
     from gptflow.models import ModelStore
     from gptflow.models.adapter_store import AdapterStore
     from gptflow.training.training import train as train_run
 
     settings = session.settings()
-    known = _ready(session, task)
+    before = run.record
+    known = _ready(session, before.task)
     if settings.threads is not None:
         import torch
 
@@ -163,7 +164,7 @@ def _train(session: Session, run: Run, task: str, model: str) -> RunRecord:
         return train_run(
             run,
             known,
-            ModelStore(settings.cache_dir, offline=settings.offline).find(model),
+            ModelStore(settings.cache_dir, offline=settings.offline).find(before.model_folder),
             AdapterStore(settings.adapters_dir),
             context=settings.slot_tokens,
             watch=watch,

@@ -72,6 +72,7 @@ class RunRecord(_Strict):
     task: str
     adapter: str
     model: str
+    model_folder: str
     model_sha256: str
     settings: TrainingSettings
     gates: Mapping[str, float] = {}

@@ -93,6 +93,7 @@ def begin(
         task=task.name,
         adapter=choose_adapter(task, adapter),
         model=model.name,
+        model_folder=str(model.path),
         model_sha256=model.sha256,
         settings=settings,
         gates=gates or {},

@@ -1,0 +1,183 @@
+"""`gptflow train`, `runs` and `adapters`, as they are typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gptflow.cli import main, session
+from gptflow.plugins import Registry
+from gptflow.testing import registry_of
+
+Outcome = tuple[int, str, str]
+Invoke = Callable[..., Outcome]
+
+QUICK = (
+    "--rank", "4", "--batch", "16", "--epochs", "1", "--learning-rate", "3e-3",
+    "--head-learning-rate", "1e-2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def gptflow(
+    tiny: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> Invoke:
+    """`gptflow("runs", "list")` in an empty folder, with the tiny model and its tasks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPTFLOW_MODEL", str(tiny.model().path))
+    monkeypatch.setenv("GPTFLOW_DATA_DIR", str(tmp_path / "data"))
+    registry = registry_of(tiny.Topic(), tiny.Names())
+    monkeypatch.setattr(Registry, "load", lambda only=None: registry)
+    session._load_registry.cache_clear()
+    request.addfinalizer(session._load_registry.cache_clear)
+
+    def invoke(*args: str) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(args)
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return invoke
+
+
+@pytest.fixture
+def rows(tiny: SimpleNamespace, tmp_path: Path) -> str:
+    return str(tiny.jsonl(tmp_path / "rows.jsonl", tiny.topic_rows(6)))
+
+
+def test_from_rows_to_a_promoted_adapter_and_back(gptflow: Invoke, rows: str) -> None:
+    assert gptflow("adapters", "list")[2].startswith("The store has no adapters")
+    code, out, err = gptflow("train", "tiny.topic", "--data", rows, "--licence", "CC0", *QUICK)
+    assert code == 0, err
+    assert "gptflow adapters promote topic@" in out
+    assert "step " in err
+    [row] = json.loads(gptflow("adapters", "list", "--json")[1])
+    assert row["promoted"] is False
+    assert row["task"] == "tiny.topic"
+
+    # A random model loses to naive Bayes, and is not promoted unless somebody insists.
+    code, _, err = gptflow("adapters", "promote", "topic")
+    assert code == 12
+    assert "a simple model reaches" in err
+    code, out, err = gptflow("adapters", "promote", "topic", "--force", "--json")
+    assert code == 0, err
+    assert json.loads(out)["adapter"]["promoted"] is True
+    assert "GF905" in err
+
+    code, out, _ = gptflow("adapters", "show", "topic", "--verify", "--json")
+    shown = json.loads(out)
+    assert shown["manifest"]["data"][0]["licence"] == "CC0"
+    assert len(shown["promotions"]) == 1
+    assert "CC0" in gptflow("adapters", "show", "topic")[1]
+
+    code, out, _ = gptflow("run", "tiny.topic", "my card is bad", "--local", "--json")
+    assert json.loads(out)["provenance"]["adapter"] == f"topic@{row['sha256']}"
+
+    assert json.loads(gptflow("adapters", "rollback", "topic", "--json")[1])["adapter"] is None
+    code, _, err = gptflow("adapters", "rollback", "topic")
+    assert code == 4
+    assert "nothing to undo" in err
+    code, out, _ = gptflow("run", "tiny.topic", "my card is bad", "--local", "--json")
+    assert json.loads(out)["provenance"]["adapter"] is None
+
+
+def test_an_adapter_for_another_model_is_not_promoted(
+    gptflow: Invoke, rows: str, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gptflow("train", "tiny.topic", "--data", rows, *QUICK)
+    monkeypatch.setenv("GPTFLOW_MODEL", str(tiny.model("gpt2").path))
+    code, _, err = gptflow("adapters", "promote", "topic", "--force")
+    assert code == 1
+    assert "GF707" in err
+
+
+def test_runs_are_listed_shown_and_compared(gptflow: Invoke, rows: str) -> None:
+    assert "There are no runs yet" in gptflow("runs", "list")[2]
+    for seed in ("1", "2"):
+        code, out, err = gptflow(
+            "train", "tiny.topic", "--data", rows, "--seed", seed, "--json", *QUICK
+        )
+        assert code == 0, err
+        assert json.loads(out)["settings"]["seed"] == int(seed)
+    listed = json.loads(gptflow("runs", "list", "--json")[1])
+    assert [row["state"] for row in listed] == ["done", "done"]
+    assert listed[0]["figure"] == "macro_f1"
+    shown = json.loads(gptflow("runs", "show", "last", "--json")[1])
+    assert shown["id"] == listed[1]["run"]
+    assert shown["last"]["step"] == shown["last"]["steps"] == shown["history"][-1]["step"]
+    assert listed[1]["run"] in gptflow("runs", "show", "last")[1]
+    names = [row["run"] for row in listed]
+    compared = json.loads(gptflow("runs", "compare", *names, "--json")[1])
+    assert [compared[name]["seed"] for name in names] == [1, 2]
+    assert "rank" not in compared[names[0]]  # they do not differ in it
+    assert "seed" in gptflow("runs", "compare", *names)[1]
+    code, _, err = gptflow("runs", "show", "topic-2000")
+    assert code == 4
+    assert "GF902" in err
+
+
+def test_a_run_is_resumed_by_name(
+    gptflow: Invoke, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptflow.training.trainer import Trainer
+
+    update = Trainer._update
+    calls: list[int] = []
+
+    def stop_once(self: Any, step: int, batch: Any) -> float:
+        calls.append(step)
+        if len(calls) == 3:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, in the middle of a step
+        return update(self, step, batch)
+
+    monkeypatch.setattr(Trainer, "_update", stop_once)
+    code, _, err = gptflow("train", "tiny.topic", "--data", rows, *QUICK)
+    assert code == 130
+    assert "gptflow train --resume topic-" in err
+    [row] = json.loads(gptflow("runs", "list", "--json")[1])
+    assert row["state"] == "interrupted"
+    code, out, err = gptflow("train", "--resume", "last", "--json")
+    assert code == 0, err
+    assert json.loads(out)["state"] == "done"
+    assert calls[3] == 3  # the step that Ctrl-C came in was finished, and is not done again
+    code, _, err = gptflow("train", "--resume", row["run"])
+    assert code == 12
+    assert "is done" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        ((), 2, "Say what to train"),
+        (("tiny.topic",), 2, "Say what to train"),
+        (("tiny.topik", "--data", "ROWS"), 4, "Did you mean 'tiny.topic'"),
+        (("tiny.topic", "--data", "nowhere.jsonl"), 3, "nowhere.jsonl"),
+        (("tiny.topic", "--data", "ROWS", "--gate", "accuracy"), 2, "FIGURE=VALUE"),
+        (("tiny.topic", "--data", "ROWS", "--adapter", "mood"), 12, "GF904"),
+        (("tiny.topic", "--data", "ROWS", "--dev-share", "2"), 10, "dev"),
+        (("tiny.topic", "--data", "ROWS", "--method", "head", "--layers", "upper"), 10, "layers"),
+        (("--resume", "nothing"), 4, "GF902"),
+        (("tiny.topic", "--resume", "last"), 2, "--resume takes"),
+        (("tiny.names", "--data", "ROWS"), 12, "not trained on labels"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    gptflow: Invoke, rows: str, args: tuple[str, ...], code: int, told: str
+) -> None:
+    given = [rows if each == "ROWS" else each for each in args]
+    found, _, err = gptflow("train", *given)
+    assert found == code, err
+    assert told in err
