@@ -44,7 +44,7 @@ ASKED = 64
 """Examples whose answers are compared."""
 
 TOLERANCE = 1e-3
-"""Of a probability, a score or a hidden state's number, beside a thousandth of it."""
+"""Of a logit, a score or a hidden state's number, beside a thousandth of it."""
 
 
 def save(

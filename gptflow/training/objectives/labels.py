@@ -172,21 +172,17 @@ class LabelObjective(Objective[LabelledText]):
         return found
 
     def expected(self, example: Example, output: Any, specs: Mapping[str, HeadSpec]) -> list[float]:
-        probs: list[float] = []
-        for name in self.labels:
-            spec = specs[name]
-            assert isinstance(spec, ClassifyHead)
-            probs += (output[name] / spec.temperature).softmax(-1).tolist()
-        return probs
+        # Logits: a high temperature would hide that they differ.
+        return [logit for name in self.labels for logit in output[name].tolist()]
 
     def found(self, raw: Raw) -> list[float]:
         by_head = raw.by_head if isinstance(raw, Choices) else {LABEL: raw}
-        probs: list[float] = []
+        logits: list[float] = []
         for name, labels in self.labels.items():
             chosen = by_head[name]
             assert isinstance(chosen, Chosen)
-            probs += [chosen.probs[label] for label in labels]
-        return probs
+            logits += [chosen.scores[label] for label in labels]
+        return logits
 
     def _pooled(self, examples: Sequence[Example], hidden: torch.Tensor) -> torch.Tensor:
         return pool(hidden, [len(e.texts[0]) for e in examples], self._settings.pooling)

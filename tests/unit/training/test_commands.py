@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +28,8 @@ def gptflow(
     tiny: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
     tmp_path: Path,
-) -> Invoke:
+) -> Iterator[Invoke]:
     """`gptflow("runs", "list")` in an empty folder, with the tiny model and its tasks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPTFLOW_MODEL", str(tiny.model().path))
@@ -38,7 +37,6 @@ def gptflow(
     registry = registry_of(tiny.Topic(), tiny.Names())
     monkeypatch.setattr(Registry, "load", lambda only=None: registry)
     session._load_registry.cache_clear()
-    request.addfinalizer(session._load_registry.cache_clear)
 
     def invoke(*args: str) -> Outcome:
         capsys.readouterr()
@@ -47,7 +45,8 @@ def gptflow(
         captured = capsys.readouterr()
         return int(stopped.value.code or 0), captured.out, captured.err
 
-    return invoke
+    yield invoke
+    session._load_registry.cache_clear()
 
 
 @pytest.fixture
