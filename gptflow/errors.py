@@ -67,8 +67,7 @@ trying again can help. A message says what happened and to which object; `hint` 
 from __future__ import annotations
 
 import dataclasses
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -471,30 +470,6 @@ class LeakedRows(DataError):
     code = "GF811"
 
 
-def raised_at(error: BaseException, package: str) -> str:
-    """`file:line` that an exception comes from: the deepest that belongs to `package`.
-
-    Where none of the lines does, the deepest of all.
-    """
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = list(traceback.walk_tb(error.__traceback__))
-    own = [
-        (frame, line)
-        for frame, line in frames
-        if str(frame.f_globals.get("__name__")).partition(".")[0] == package.partition(".")[0]
-    ]
-    for frame, line in (own or frames)[-1:]:
-        return f"{frame.f_code.co_filename}:{line}"
-    return "?"
-
-
-def _subclasses(cls: type[GPTFlowError]) -> Iterator[type[GPTFlowError]]:
-    yield cls
-    for child in cls.__subclasses__():
-        yield from _subclasses(child)
-
-
 def from_info(info: Mapping[str, Any] | ErrorInfo) -> GPTFlowError:
     """Rebuild the exception that a result record carries.
 
@@ -503,7 +478,9 @@ def from_info(info: Mapping[str, Any] | ErrorInfo) -> GPTFlowError:
     """
     if not isinstance(info, ErrorInfo):
         info = ErrorInfo(str(info["code"]), str(info["message"]), info.get("hint"))
-    for cls in _subclasses(GPTFlowError):
+    classes: list[type[GPTFlowError]] = [GPTFlowError]
+    for cls in classes:  # it grows meanwhile
         if cls.code == info.code:
             return cls(info.message, hint=info.hint)
+        classes += cls.__subclasses__()
     return JobFailed(f"[{info.code}] {info.message}", hint=info.hint)

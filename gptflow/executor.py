@@ -21,11 +21,11 @@ from gptflow.errors import (
     JobFailed,
     JobTimeout,
     PluginError,
-    raised_at,
 )
 from gptflow.plugins import AnyTask, Registry
 from gptflow.request import Engine
 from gptflow.result import Result
+from gptflow.tracebacks import raised_at
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from gptflow.errors import (
     PluginNotFound,
     ScheduleError,
     TaskNotFound,
-    raised_at,
 )
 from gptflow.schedule import Schedule
 from gptflow.suggestion import did_you_mean
 from gptflow.task import Task
+from gptflow.tracebacks import raised_at
 
 if TYPE_CHECKING:
     import click

@@ -211,16 +211,19 @@ def _watching(run: Run) -> Iterator[Any]:
                     f"step {made.step}/{made.steps}: loss {made.loss:.4f}, {figures}, "
                     f"{made.tokens_per_s:.0f} tokens/s"
                 )
+            check()
+
+        def lower(done: int, total: int) -> None:
+            show("lower layers", done, total, "tokens")
+            check()
+
+        def check() -> None:
             if stopped:
                 note(f"Stopped. `gptflow train --resume {run.folder.name}` goes on.")
                 raise KeyboardInterrupt
 
         try:
-            yield Watch(
-                update=update,
-                note=note,
-                lower=lambda done, total: show("lower layers", done, total, "tokens"),
-            )
+            yield Watch(update=update, note=note, lower=lower)
         except KeyboardInterrupt:
             raise click.Abort from None
         finally:

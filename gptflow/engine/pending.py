@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from gptflow.engine.scoring import Scoring
 from gptflow.engine.sequence import Sequence
-from gptflow.errors import EngineError, GPTFlowError, raised_at
+from gptflow.errors import EngineError, GPTFlowError
 from gptflow.heads import Raw
 from gptflow.request import Request
+from gptflow.tracebacks import raised_at
 
 log = logging.getLogger(__name__)
 

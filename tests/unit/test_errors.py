@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptflow import errors
-from gptflow.errors import ErrorInfo, GPTFlowError, JobFailed, from_info, raised_at
+from gptflow.errors import ErrorInfo, GPTFlowError, JobFailed, from_info
+from gptflow.tracebacks import raised_at
 
 
 def classes(cls=GPTFlowError):

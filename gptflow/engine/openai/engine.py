@@ -35,7 +35,6 @@ from gptflow.errors import (
     JobTimeout,
     ServerUnavailable,
     UnsupportedHead,
-    raised_at,
 )
 from gptflow.heads import (
     Choose,
@@ -50,6 +49,7 @@ from gptflow.heads import (
 )
 from gptflow.prompt import RenderedPrompt
 from gptflow.request import Delta, ModelInfo, Request
+from gptflow.tracebacks import raised_at
 
 if TYPE_CHECKING:
     from gptflow.engine.tokenizer import Vocabulary
