@@ -16,10 +16,11 @@ from pathlib import Path
 
 from gptflow.adapter import Manifest
 from gptflow.adapter_info import MANIFEST
+from gptflow.config import Settings
 from gptflow.errors import AdapterMemoryFull, AdapterMismatch, GPTFlowError
 from gptflow.heads import Head, MultiHead
 from gptflow.models.adapter_store import AdapterStore, check_folder
-from gptflow.plugins import AnyTask
+from gptflow.plugins import AnyTask, Registry
 from gptflow.request import Engine, ServesAdapters
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,19 @@ def aliases_of(head: Head | None) -> tuple[str, ...]:
     return tuple(part.adapter for part in parts if part is not None and part.adapter is not None)
 
 
+def prompts(tasks: Iterable[AnyTask]) -> dict[str, str]:
+    """By task, the SHA-256 of its prompt's template."""
+    return {task.name: task.prompt.sha256 for task in tasks if task.prompt is not None}
+
+
 class AdapterFollower:
     """Keeps an engine's adapters those that the store's aliases stand for.
 
     Args:
         engine: one that does not read adapters from folders is left alone.
         shipped: by alias, folders that are served where the store has nothing.
+        prompts: see `prompts`; an adapter that was trained with another prompt is served with a
+            warning.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class AdapterFollower:
         engine: Engine,
         store: AdapterStore,
         shipped: Mapping[str, Path],
+        prompts: Mapping[str, str] | None = None,
         *,
         seconds: float = SECONDS,
     ) -> None:
@@ -65,12 +74,20 @@ class AdapterFollower:
         self._model = engine.model.sha256
         self._store = store
         self._shipped = shipped
+        self._prompts = prompts or {}
         self._seconds = seconds
         self._served: dict[str, str] = {}  # by alias, the version: its hash, or its folder
         self._refused: dict[str, str] = {}
         self._unfit: dict[str, str] = {}  # by alias, the version that is for another model
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="gptflow-adapters", daemon=True)
+
+    @classmethod
+    def of(cls, engine: Engine, settings: Settings, registry: Registry) -> AdapterFollower:
+        """A follower of the settings' store, for the tasks of a worker."""
+        tasks = registry.tasks.values()
+        store = AdapterStore(settings.adapters_dir)
+        return cls(engine, store, shipped(tasks), prompts(tasks))
 
     def start(self) -> None:
         """Load what is promoted, and follow it from now on."""
@@ -117,7 +134,7 @@ class AdapterFollower:
                 check_folder(folder, manifest, name=alias)
             else:
                 found = self._store.verify(self._store.find(f"{alias}@{name}"), base=self._model)
-                folder = found.folder
+                folder, manifest = found.folder, found.manifest
             info = self._engine.load_adapter(alias, folder)
         except AdapterMemoryFull as error:  # there will be room when what runs has ended
             self._refuse(alias, version, str(error), again=True)
@@ -137,6 +154,14 @@ class AdapterFollower:
             self._refused.pop(alias, None)
             self._unfit.pop(alias, None)
             logger.info("Adapter %s is served.", info.reference)
+            now = self._prompts.get(manifest.task)
+            if manifest.prompt is not None and now not in (None, manifest.prompt):
+                logger.warning(
+                    "Adapter %s was trained with another prompt than task %s has now. Train it "
+                    "again.",
+                    alias,
+                    manifest.task,
+                )
 
     def _refuse(self, alias: str, version: str, why: str, *, again: bool = False) -> None:
         """Say once what is wrong with a version; it is tried again all the same."""

@@ -16,9 +16,8 @@ from typing import Any
 
 from gptflow.config import Settings
 from gptflow.errors import GPTFlowError
-from gptflow.models.adapter_store import AdapterStore
 from gptflow.plugins import Registry
-from gptflow.queue.adapters import AdapterFollower, shipped
+from gptflow.queue.adapters import AdapterFollower
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.feeder import Feeder
 from gptflow.queue.instruments import Instruments
@@ -72,9 +71,7 @@ class Crew:
         spans = Spans.of(settings, registry)
         self._instruments = Instruments.of(settings, store)
         self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)
-        self._adapters = AdapterFollower(
-            self.engine, AdapterStore(settings.adapters_dir), shipped(registry.tasks.values())
-        )
+        self._adapters = AdapterFollower.of(self.engine, settings, registry)
         self._adapters.refresh()
         self.stopping = False
         most = settings.in_flight or 4 * settings.slots

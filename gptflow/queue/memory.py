@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gptflow.config import Settings
 from gptflow.errors import EngineStopped, GPTFlowError, JobCancelled
-from gptflow.models.adapter_store import AdapterStore
 from gptflow.plugins import Registry
-from gptflow.queue.adapters import AdapterFollower, shipped
+from gptflow.queue.adapters import AdapterFollower
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.handle import Handle
 from gptflow.queue.memory_store import MemoryStore
@@ -118,11 +117,7 @@ class MemoryTransport(StoreTransport):
                 registry = self._registry or Registry.load(settings.plugins)
                 engine = self._given or pkgutil.resolve_name(LOADER)(settings)
                 if self._given is None:  # else its adapters are whose it is to give
-                    self._adapters = AdapterFollower(
-                        engine,
-                        AdapterStore(settings.adapters_dir),
-                        shipped(registry.tasks.values()),
-                    )
+                    self._adapters = AdapterFollower.of(engine, settings, registry)
                     self._adapters.start()
                 self._runtime = Runtime(
                     engine,

@@ -192,6 +192,19 @@ def test_a_shipped_adapter_is_served_until_one_is_promoted(world: SimpleNamespac
     assert world.engine.loaded == {"mood": folder}
 
 
+@pytest.mark.parametrize(("now", "warned"), [("a" * 64, 0), ("d" * 64, 1)])
+def test_an_adapter_that_was_trained_with_another_prompt_is_served_with_a_warning(
+    world: SimpleNamespace, caplog: pytest.LogCaptureFixture, now: str, warned: int
+) -> None:
+    folder = world.tmp_path / "plugin" / "adapters" / "mood"
+    write(folder, 9)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"prompt": "a" * 64}))
+    AdapterFollower(world.engine, world.store, {"mood": folder}, {"demo.mood": now}).refresh()
+    assert world.engine.loaded == {"mood": folder}
+    assert sum("another prompt" in record.getMessage() for record in caplog.records) == warned
+
+
 def test_a_shipped_adapter_for_another_model_is_passed_over(world: SimpleNamespace) -> None:
     folder = world.tmp_path / "plugin" / "adapters" / "mood"
     write(folder, 9, base="c" * 64)
