@@ -243,11 +243,33 @@ def _files(
     from gptflow.training.data.reading import guess_kind
     from gptflow.training.training import data_file
 
-    return [
-        data_file(path, part, kind or guess_kind(path, source), source, name=name, licence=licence)
+    files = [
+        (part, path, _own_labels(path, source))
         for part, paths in (("train", data), ("dev", dev), ("test", test))
         for path in paths
     ]
+    known = {head for _, _, own in files for head in own.labels}
+    if missing := sorted(source.labels.keys() - known):
+        raise click.UsageError(
+            f"No file has the field {source.labels[missing[0]]!r} of the head {missing[0]!r}."
+        )
+    return [
+        data_file(path, part, kind or guess_kind(path, own), own, name=name, licence=licence)
+        for part, path, own in files
+    ]
+
+
+def _own_labels(path: Path, source: Source) -> Source:
+    """A file of a data set that knows some of the heads only: the others are masked there."""
+    import dataclasses
+
+    from gptflow.training.data.reading import fields_of
+
+    if len(source.labels) < 2 or not path.is_file():
+        return source
+    fields = fields_of(path, source)
+    own = {head: field for head, field in source.labels.items() if field in fields}
+    return dataclasses.replace(source, labels=own)
 
 
 def _gates(given: Sequence[str]) -> dict[str, float]:

@@ -168,6 +168,22 @@ def guess_kind(path: Path, source: Source | None = None) -> Kind:
     return kind
 
 
+def fields_of(path: Path, source: Source | None = None) -> tuple[str, ...]:
+    """The names of the fields in a file's first record; none of CoNLL and of plain text.
+
+    Raises:
+        UnreadableFile: it cannot be read.
+    """
+    source = source or Source()
+    if source.format is None and _is_plain_text(path):
+        return ()
+    format = format_of(path, source)
+    if format == "conll":
+        return ()
+    records = _records(path, format, source)
+    return next((tuple(found[1]) for found in records if not isinstance(found, Problem)), ())
+
+
 def _found(path: Path, kind: Kind, source: Source) -> Iterator[Row | Problem]:
     if kind == "text" and source.format is None and _is_plain_text(path):
         return _paragraphs(path, source)

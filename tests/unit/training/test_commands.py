@@ -34,7 +34,7 @@ def gptflow(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPTFLOW_MODEL", str(tiny.model().path))
     monkeypatch.setenv("GPTFLOW_DATA_DIR", str(tmp_path / "data"))
-    registry = registry_of(tiny.Topic(), tiny.Names())
+    registry = registry_of(tiny.Topic(), tiny.Names(), tiny.Both())
     monkeypatch.setattr(Registry, "load", lambda only=None: registry)
     session._load_registry.cache_clear()
 
@@ -155,6 +155,35 @@ def test_a_run_is_resumed_by_name(
     code, _, err = gptflow("train", "--resume", row["run"])
     assert code == 12
     assert "is done" in err
+
+
+def test_data_sets_that_know_one_head_each_are_trained_on_together(
+    gptflow: Invoke, tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """As converted from two files that both call their column `label`."""
+    for head, labels in (("topic", tiny.TOPICS[:3]), ("mood", ("good", "bad"))):
+        rows = [
+            {"text": f"it is {labels[n % len(labels)]} {head} {n}", "label": str(n % len(labels))}
+            for n in range(24)
+        ]
+        given = str(tiny.jsonl(tmp_path / f"{head}-raw.jsonl", rows))
+        renames = [x for n, label in enumerate(labels) for x in ("--rename", f"{n}={label}")]
+        code, _, err = gptflow(
+            "data", "convert", given, f"{head}.jsonl", "--label", f"{head}=label", *renames
+        )
+        assert code == 0, err
+    args = (
+        "train", "tiny.both", "--data", "topic.jsonl", "--data", "mood.jsonl",
+        "--label", "topic=topic", "--json", *QUICK,
+    )  # fmt: skip
+    code, out, err = gptflow(*args, "--label", "mood=mood")
+    assert code == 0, err
+    made = json.loads(out)
+    assert made["rows"] == {"train": 43, "dev": 5}
+    assert {"topic.macro_f1", "mood.macro_f1"} <= set(made["metrics"])
+    code, _, err = gptflow(*args, "--label", "mood=mod")
+    assert code == 2
+    assert "No file has the field 'mod'" in err
 
 
 @pytest.mark.parametrize(
