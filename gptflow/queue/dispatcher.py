@@ -90,13 +90,17 @@ class Dispatcher:
         with self._lock:
             return list(self._running)
 
-    def stop(self, job_id: str, reason: GPTFlowError) -> bool:
-        """Stop a job that runs here. False if it does not."""
+    def stop(self, job_id: str, reason: GPTFlowError, *, claim: Claim | None = None) -> bool:
+        """Stop a job that runs here. False if it does not.
+
+        Args:
+            claim: only if it runs under this one.
+        """
         with self._lock:
             handle = self._running.get(job_id)
-        if handle is not None:
-            handle.stop(reason)
-        return handle is not None
+            if claim is not None and self._claims.get(job_id) != claim:
+                return False  # it was given back, and has come here again
+        return handle is not None and handle.stop(reason)
 
     def close(self) -> None:
         """Wait no longer for a Redis that does not answer. Everything must have ended."""
@@ -362,7 +366,11 @@ class Dispatcher:
         if not items:
             return
         endings = {
-            item.index: Ending.of(dataclasses.replace(result, custom_id=item.custom_id))
+            item.index: Ending.of(
+                dataclasses.replace(result, custom_id=item.custom_id)
+                if item.custom_id is not None
+                else result
+            )
             for item, result in pairs
         }
         record = partial(self._ledger.finish_items, str(envelope.batch), endings, claim)

@@ -116,10 +116,13 @@ class Presence:
             logger.error("A sign of life failed: %s.", type(error).__name__)
 
     def _renew(self) -> None:
-        claims = self._dispatcher.claims()
-        if claims:
-            for job_id in self._ledger.beat(claims):
-                self._cancel(job_id)
+        claims = {claim.job_id: claim for claim in self._dispatcher.claims()}
+        if not claims:
+            return
+        for job_id in self._ledger.beat(list(claims.values())):
+            lost = JobCancelled(f"Job {job_id} was cancelled.")
+            if self._dispatcher.stop(job_id, lost, claim=claims[job_id]):
+                logger.info("Job %s was cancelled, or given to another worker.", job_id)
 
     def _announce(self) -> None:
         if not self._runtime.engine.healthy:
@@ -175,4 +178,4 @@ class Presence:
 
     def _cancel(self, job_id: str) -> None:
         if self._dispatcher.stop(job_id, JobCancelled(f"Job {job_id} was cancelled.")):
-            logger.info("Job %s is cancelled, or was given to another worker.", job_id)
+            logger.info("Job %s is cancelled.", job_id)
