@@ -136,9 +136,12 @@ def make_bed(
 def bed(server: EmbeddedServer, make_bed: Callable[..., Bed]) -> Iterator[Bed]:
     """An application on the server that the tests share, one after the other."""
     made = make_bed(server.url)
-    yield made
-    made.finish()
-    made.store.client.flushall()
+    try:
+        yield made
+        made.finish()
+    finally:  # what a test leaves behind must not make the next one fail
+        made.fleet.close()
+        made.store.client.flushall()
 
 
 @pytest.fixture
