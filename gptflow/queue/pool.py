@@ -9,6 +9,7 @@ them into the same forward passes.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class EnginePool(BasePool):
         self._here = threading.local()
         self._crew: Crew | None = None
         self._given_up = False
+        self._until = math.inf
 
     # Starting and stopping.
 
@@ -90,6 +92,8 @@ class EnginePool(BasePool):
         return self._crew is not None and self._crew.room > 0
 
     def _take_no_more(self, **_: Any) -> None:
+        # From the signal on: a server that does not answer may hold Celery up for seconds.
+        self._until = min(self._until, time.monotonic() + self.app.settings.grace)
         if self._crew is not None:
             self._crew.take_no_more()
 
@@ -101,11 +105,10 @@ class EnginePool(BasePool):
         if self._crew is None:
             return
         self._take_no_more()
-        until = time.monotonic() + self.app.settings.grace
         while jobs := tuple(self._jobs.values()):
             wait([job.done for job in jobs], timeout=0.2, return_when=FIRST_COMPLETED)
             _drain_hub()
-            if time.monotonic() > until:
+            if time.monotonic() > self._until:
                 self._crew.dispatcher.hurry(_LAST_WORDS)
                 self._hand_back()
         self._threads.shutdown()

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from faultbed import keyspace, sizes
+from faultbed.broker import Broker
 from faultbed.fleet import Fleet, environment
 from faultbed.journal import Journal
 from faultbed.notes import Notes
+from faultbed.proxy import Proxy
 from faultbed.sizes import Sizes
 from faultbed.stock import Stock
 from faultbed.tally import TALLIES
@@ -142,6 +144,25 @@ def bed(server: EmbeddedServer, make_bed: Callable[..., Bed]) -> Iterator[Bed]:
     finally:  # what a test leaves behind must not make the next one fail
         made.fleet.close()
         made.store.client.flushall()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A server of the test's own, to be killed and frozen."""
+    folder = tmp_path / "valkey"
+    folder.mkdir()
+    made = Broker(folder)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[Proxy]:
+    """A link to that server, to be cut."""
+    made = Proxy(broker.port)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from faultbed.broker import Broker
 from faultbed.sizes import Sizes
 from faultbed.waiting import wait_until
 
@@ -16,6 +17,9 @@ pytestmark = pytest.mark.timeout(7200)
 FULL = 256
 MARGIN = 1.5
 """Seconds that handing back and leaving may take after the grace."""
+
+SILENT = 20.0
+"""The same where the server does not answer: the last tries, each with its time-outs."""
 
 
 def test_a_worker_with_256_in_flight_ends_in_its_grace(bed: Any, size: Sizes) -> None:
@@ -63,6 +67,41 @@ def test_a_worker_with_256_in_flight_ends_in_its_grace(bed: Any, size: Sizes) ->
     assert took <= size.grace + MARGIN
     assert not late_starts
     assert not bed.notes.rerun_after_end()
+
+
+def test_a_worker_ends_although_its_server_does_not_answer(
+    broker: Broker, make_bed: Callable[..., Any], size: Sizes
+) -> None:
+    bed = make_bed(broker.url)
+    (worker,) = bed.fleet.start()
+    tokens = [int(size.grace * (50 if n % 2 else 1000)) for n in range(64)]
+    for count in tokens:
+        bed.journal.submit("faults.work", {"tokens": count}, job_class="interactive")
+    wait_until(lambda: len(bed.notes.runs()) == len(tokens), 60, what="all of them running")
+    broker.freeze()
+    started = time.monotonic()
+    code = worker.terminate(size.grace + 120)
+    took = time.monotonic() - started
+    bed.fleet.workers.remove(worker)
+    broker.thaw()
+    # Nobody could be told, so the leases tell; what would take too long here is cancelled.
+    bed.fleet.start()
+    wait_until(
+        lambda: sum(len(runs) > 1 for runs in bed.notes.runs().values()) >= len(tokens) // 2,
+        size.lease + 30,
+        what="the rest taken over",
+    )
+    for job_id, count in zip(list(bed.journal.submitted), tokens, strict=True):
+        if count > size.grace * 50:
+            bed.journal.client.cancel(job_id)
+    bed.journal.wait()
+    tally = bed.journal.check("TERM while Valkey is frozen", bed.notes)
+    tally.add(exit_code=code, exit_after=took, bound=size.grace + SILENT)
+    tally.tell()
+    assert (tally.lost, tally.doubled) == (0, 0)
+    assert code == 0, worker.output
+    assert took <= size.grace + SILENT
+    bed.finish(broken=True)
 
 
 def test_rolling_restarts_lose_nothing_and_run_nothing_twice(

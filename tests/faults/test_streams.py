@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,16 +21,6 @@ pytestmark = pytest.mark.timeout(3600)
 
 CUTS = 5
 TOKENS = 100
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "valkey"
-    folder.mkdir()
-    made = Broker(folder)
-    made.start()
-    yield made
-    made.close()
 
 
 class Reader:
