@@ -15,14 +15,26 @@ from faultbed.waiting import wait_until
 pytestmark = pytest.mark.timeout(7200)
 
 FULL = 256
-MARGIN = 1.5
-"""Seconds that handing back and leaving may take after the grace."""
 
-SILENT = 20.0
-"""The same where the server does not answer: the last tries, each with its time-outs."""
+SILENT = 30.0
+"""Seconds after the grace where the server does not answer: last tries, each with time-outs."""
+
+
+def margin(bed: Any) -> float:
+    """Seconds that handing back and leaving may take after the grace.
+
+    A second, and what leaving takes a worker that has nothing to do, half as much again: that is
+    long on a machine that is busy, or measures what its tests cover.
+    """
+    (idle,) = bed.fleet.start()
+    started = time.monotonic()
+    assert idle.terminate() == 0
+    bed.fleet.workers.remove(idle)
+    return 1.0 + 1.5 * (time.monotonic() - started)
 
 
 def test_a_worker_with_256_in_flight_ends_in_its_grace(bed: Any, size: Sizes) -> None:
+    allowed = margin(bed)
     # Half of them end within the grace, the others long after it.
     (worker,) = bed.fleet.start(concurrency=FULL, slots=FULL, in_flight=FULL + FULL // 7)
     tokens = [int(size.grace * 50) if n % 2 else int(size.grace * 1000) for n in range(FULL)]
@@ -57,6 +69,7 @@ def test_a_worker_with_256_in_flight_ends_in_its_grace(bed: Any, size: Sizes) ->
         handed_back=len(back),
         exit_after=took,
         grace=float(size.grace),
+        margin=allowed,
         started_1_s_after_TERM=len(late_starts),
         run_again_after_end=len(bed.notes.rerun_after_end()),
     )
@@ -64,7 +77,7 @@ def test_a_worker_with_256_in_flight_ends_in_its_grace(bed: Any, size: Sizes) ->
     assert (tally.lost, tally.doubled) == (0, 0)
     assert len(done) >= FULL // 2 - 1
     assert len(back) >= FULL // 2 - 1
-    assert took <= size.grace + MARGIN
+    assert took <= size.grace + allowed
     assert not late_starts
     assert not bed.notes.rerun_after_end()
 
@@ -108,6 +121,7 @@ def test_rolling_restarts_lose_nothing_and_run_nothing_twice(
     bed: Any, size: Sizes, eventually: Callable[..., None]
 ) -> None:
     draw = random.Random(2)
+    allowed = margin(bed)
     bed.fleet.start(2)
     codes, times = [], []
     for number in range(size.rolling):
@@ -130,6 +144,7 @@ def test_rolling_restarts_lose_nothing_and_run_nothing_twice(
         restarts=size.rolling,
         exit_0=codes.count(0),
         slowest_exit=max(times),
+        margin=allowed,
         handed_back=bed.totals.get("handed_back", 0),
         run_again_after_end=len(again),
     )
@@ -137,6 +152,6 @@ def test_rolling_restarts_lose_nothing_and_run_nothing_twice(
     assert (tally.lost, tally.doubled, len(again)) == (0, 0, 0)
     assert bed.totals.get("handed_back", 0) > 0, "nothing was too long for the grace"
     assert bed.journal.states() == {"done": 100 * size.rolling}
-    assert max(times) <= size.grace + MARGIN
+    assert max(times) <= size.grace + allowed
     crashes = bed.journal.read(bed.journal.submitted).values()
     assert not any(int(row["crashes"]) for row in crashes), "a drain is no crash"
