@@ -22,11 +22,11 @@ def test_what_is_cancelled_stops_at_once_or_never_starts(bed: Any, size: Sizes) 
     bed.fleet.start(2, concurrency=room, slots=room, in_flight=room, watchdog=600)
     # All room may be taken, the share of interactive jobs included.
     jobs = [
-        bed.journal.submit("faults.work", {"tokens": FOR_EVER}, job_class="interactive")
+        bed.journal.submit_surely("faults.work", {"tokens": FOR_EVER}, job_class="interactive")
         for _ in range(half)
     ]
     wait_until(lambda: len(bed.notes.runs()) == half, 60, what="half of them running")
-    waiting = [bed.journal.submit("faults.work", {"tokens": FOR_EVER}) for _ in range(half)]
+    waiting = [bed.journal.submit_surely("faults.work", {"tokens": FOR_EVER}) for _ in range(half)]
     never = {job.id for job in waiting}
     for job in waiting:
         assert job.cancel()
@@ -51,7 +51,7 @@ def test_what_is_cancelled_stops_at_once_or_never_starts(bed: Any, size: Sizes) 
     again = [job.cancel() for job in [*jobs[:10], *waiting[:10]]]
     wait_until(lambda: _stopped(bed).keys() >= asked.keys(), 30, what="the end of all that ran")
     # What could come back does so within a lease and a doorbell's time.
-    fresh = [bed.journal.submit("faults.work", {"tokens": 1}) for _ in range(50)]
+    fresh = [bed.journal.submit_surely("faults.work", {"tokens": 1}) for _ in range(50)]
     bed.journal.wait(seconds=60)
 
     delays = [_stopped(bed)[job_id] - at for job_id, at in asked.items()]

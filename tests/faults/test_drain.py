@@ -38,9 +38,9 @@ def test_a_worker_with_256_in_flight_ends_in_its_grace(bed: Any, size: Sizes) ->
     # Half of them end within the grace, the others long after it.
     (worker,) = bed.fleet.start(concurrency=FULL, slots=FULL, in_flight=FULL + FULL // 7)
     tokens = [int(size.grace * 50) if n % 2 else int(size.grace * 1000) for n in range(FULL)]
-    jobs = [bed.journal.submit("faults.work", {"tokens": count}) for count in tokens]
+    jobs = [bed.journal.submit_surely("faults.work", {"tokens": count}) for count in tokens]
     wait_until(lambda: len(bed.notes.runs()) >= FULL, what="all of them running")
-    late = [bed.journal.submit("faults.work", {"tokens": 1}) for _ in range(20)]
+    late = [bed.journal.submit_surely("faults.work", {"tokens": 1}) for _ in range(20)]
     started = time.monotonic()
     at = time.time()
     assert worker.terminate(size.grace + 30) == 0
@@ -89,7 +89,7 @@ def test_a_worker_ends_although_its_server_does_not_answer(
     (worker,) = bed.fleet.start()
     tokens = [int(size.grace * (50 if n % 2 else 1000)) for n in range(64)]
     for count in tokens:
-        bed.journal.submit("faults.work", {"tokens": count}, job_class="interactive")
+        bed.journal.submit_surely("faults.work", {"tokens": count}, job_class="interactive")
     wait_until(lambda: len(bed.notes.runs()) == len(tokens), 60, what="all of them running")
     broker.freeze()
     started = time.monotonic()
@@ -129,7 +129,9 @@ def test_rolling_restarts_lose_nothing_and_run_nothing_twice(
         old = bed.fleet.workers[0]
         bed.fleet.start()
         for _ in range(100):
-            bed.journal.submit("faults.work", {"tokens": draw.randint(1, int(size.grace * 120))})
+            bed.journal.submit_surely(
+                "faults.work", {"tokens": draw.randint(1, int(size.grace * 120))}
+            )
         before = len(bed.notes.read())
         eventually(lambda seen=before: len(bed.notes.read()) > seen)
         started = time.monotonic()

@@ -42,10 +42,10 @@ def test_overload_is_shared_fairly_and_urgent_jobs_do_not_feel_it(bed: Any, size
     for number in range(10 * share):
         for tenant in TENANTS:
             if tenant == "loud" or number < share:
-                job = journal.submit("faults.work", {"tokens": TOKENS}, tenant=tenant)
+                job = journal.submit_surely("faults.work", {"tokens": TOKENS}, tenant=tenant)
                 whose[job.id] = tenant
         if number < share:
-            job = journal.submit("faults.work", {"tokens": TOKENS}, job_class="batch")
+            job = journal.submit_surely("faults.work", {"tokens": TOKENS}, job_class="batch")
             whose[job.id] = "batch"
     began = time.time() + 1.0  # once the pipes are full
     loaded = _interactive(bed, size.overload_seconds)
@@ -93,9 +93,9 @@ def _interactive(bed: Any, seconds: float, *, beside: int = 0) -> list[Job]:
             every=0.01,
         )
         given = {"number": number, "tokens": TOKENS}
-        jobs.append(bed.journal.submit("faults.work", given, job_class="interactive"))
+        jobs.append(bed.journal.submit_surely("faults.work", given, job_class="interactive"))
         for _ in range(beside // INTERACTIVE_PER_SECOND):
-            bed.journal.submit("faults.work", {"tokens": TOKENS})
+            bed.journal.submit_surely("faults.work", {"tokens": TOKENS})
     return jobs
 
 

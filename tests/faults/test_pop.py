@@ -33,7 +33,7 @@ def test_messages_in_the_hands_of_the_dead_are_recovered(bed: Any, size: Sizes) 
         victims = bed.fleet.start(WAVE)
         for victim in victims:
             victim.freeze()
-        jobs = [journal.submit("faults.work", {"number": n}) for n in range(WAVE)]
+        jobs = [journal.submit_surely("faults.work", {"number": n}) for n in range(WAVE)]
         # As another worker's feeder does, at the moment at which these are waiting in BRPOP. The
         # doorbells of earlier waves count as room that is taken.
         out = int(store.client.hget(f"{store.keys.prefix}depth", "@fed") or 0)

@@ -69,7 +69,7 @@ def test_text_that_was_cut_to_pieces_is_the_results_text(
     # A worker's text tells it from another's, so that a mixture of two would be seen.
     victim, _ = bed.fleet.start(2, model="scripted:25", in_flight=size.streams, slots=size.streams)
     jobs = [
-        bed.journal.submit(
+        bed.journal.submit_surely(
             "faults.work", {"number": n, "tokens": TOKENS}, stream=True, job_class="interactive"
         )
         for n in range(size.streams)

@@ -15,8 +15,10 @@ from faultbed.waiting import wait_until
 from gptflow.config import Settings
 from gptflow.queue.transport import RedisTransport
 
-READY_SECONDS = 60
+READY_SECONDS = 120
 STOP_SECONDS = 90
+
+_KEPT = frozenset({"GPTFLOW_CACHE_DIR"})  # where the real model is
 
 
 class Process:
@@ -178,7 +180,7 @@ class Fleet:
 
 def environment(plugin: Path, notes: Path) -> dict[str, str]:
     """What processes of this run need to find GPTFlow as it is here, and the plugin."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_") or k in _KEPT}
     paths = [str(plugin), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {
         "PYTHONPATH": os.pathsep.join(paths),
