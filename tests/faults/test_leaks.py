@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from faultbed.sizes import Sizes
+from faultbed.tally import Tally
 from faultbed.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(7200)
@@ -18,10 +19,17 @@ def test_a_batch_leaves_nothing_that_stays(bed: Any, size: Sizes) -> None:
     batch = bed.journal.client.submit_many("text.echo", rows)
     wait_until(lambda: batch.record.finished, 3600, what="the batch's end", every=0.2)
     assert batch.record.done == size.leak_items
-    totals = bed.totals
     waiting = client.hgetall(bed.store.keys.depth)
-    line = f"key leak: items {size.leak_items}, ended {totals['ended_items']}, waiting {waiting}"
-    print(line)
+    ended = bed.totals["ended_items"]
+    tally = Tally(
+        row="key leak, a batch",
+        submitted=size.leak_items,
+        recorded=ended,
+        lost=size.leak_items - ended,
+        doubled=client.hlen(bed.store.keys.results(batch.id)) - ended,
+        recovered=0,
+    )
+    tally.tell()
+    assert (tally.lost, tally.doubled) == (0, 0)
     assert waiting == {}
-    assert totals["ended_items"] == size.leak_items
     # The rest is what the fixture asserts at the end of every test: no key without a life.

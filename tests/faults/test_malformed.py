@@ -51,6 +51,8 @@ UNRECORDED: dict[str, Callable[[], str]] = {
     "an id with ../": lambda: message(wire(id="job_../../../etc/passwd")),
     "a doorbell with ../": lambda: message(json.dumps("../../secret")),
     "a doorbell of nobody": lambda: message(json.dumps(new_id())),
+    "an unknown task": lambda: message(wire(task="no.such_task")),
+    "a deadline that has passed": lambda: message(wire(deadline=time.time() - 1)),
     "a later version": lambda: message(wire(v=99, input={"x": SECRET})),
     "a class that is none": lambda: message(wire(**{"class": "royal"})),
     "50 MB": lambda: message(wire(input={"filler": "x" * HUGE})),
