@@ -88,6 +88,7 @@ def make_app(settings: Settings) -> App:
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
+            "max_message": 2 * settings.max_payload + (1 << 16),
         },
     )
     app.steps["consumer"].add("gptflow.queue.consumer:Gate")
@@ -100,11 +101,13 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name), routing_key=name)
 
 
-def _run(self: Any, message: Any) -> None:
+def _run(self: Any, message: Any, signature: Any = None) -> None:
     """Run one job. A failure is recorded already; raising it shows it to Celery's tools.
 
     Args:
-        message: the id of a job in the ledger, or an envelope that has no record yet.
+        message: the id of a job in the ledger, or an envelope that has no record yet: the object,
+            or its JSON, where it is signed.
+        signature: of the envelope.
     """
     app: App = self.app
     if app.engine_pool is None:
@@ -112,7 +115,7 @@ def _run(self: Any, message: Any) -> None:
             "This Celery worker has no engine.",
             hint="Start it with `gptflow worker`, or with the pool that the application names.",
         )
-    result, stopped = app.engine_pool.run_here(message)
+    result, stopped = app.engine_pool.run_here(message, signature)
     if stopped:
         raise Ignore  # Celery knows already, and its record of why must stand
     if result is not None and not result.ok:

@@ -19,7 +19,9 @@ from gptflow.errors import GPTFlowError
 from gptflow.plugins import Registry
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.feeder import Feeder
+from gptflow.queue.follow import Follower
 from gptflow.queue.presence import Presence
+from gptflow.queue.reader import is_id
 from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.queue.runtime import Runtime
 from gptflow.queue.transport import RedisTransport
@@ -79,8 +81,13 @@ class Crew:
             self.engine.close()
             raise
         self._most = settings.in_flight or 4 * settings.slots
+        follower = Follower(self.ledger, self._transport, settings)
         self.dispatcher = Dispatcher(
-            self.runtime, self.ledger, settings=settings, name=self.record.name
+            self.runtime,
+            self.ledger,
+            settings=settings,
+            name=self.record.name,
+            follower=follower,
         )
         self.feeder = Feeder(
             self.ledger,
@@ -101,6 +108,7 @@ class Crew:
             lease=settings.lease,
             wake=self.feeder.wake,
             on_engine_stopped=give_up,
+            go_on=follower.sweep,
         )
         self._watchdog = Watchdog(self.engine.stats, seconds=settings.watchdog)
 
@@ -124,12 +132,12 @@ class Crew:
         self.stopping = True
         self.feeder.stop()
 
-    def return_doorbell(self, message: Any) -> None:
+    def return_doorbell(self, message: Any, signature: Any = None) -> None:
         """Leave a job to other workers whose message has come here."""
-        if isinstance(message, str):
+        if is_id(message):
             self.ledger.give_up(message)
         else:  # recorded, and then taken for lost: its doorbell will be rung again
-            self.dispatcher.adopt(message)
+            self.dispatcher.take_in(message, signature)
 
     def close(self) -> None:
         """Give everything back. Every message must have ended."""

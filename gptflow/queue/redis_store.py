@@ -168,6 +168,23 @@ class RedisStore(Store):
             code = self.scripts.run(call)
         return None if code < 0 else code == 1
 
+    def refuse(self, result: Result, *, code: str = "") -> bool:
+        """As `gptflow.queue.ledger.Ledger.refuse`."""
+        call = Call(
+            "refuse",
+            [self.keys.job(result.id)],
+            [
+                result.id[:80],
+                result.task[:128],
+                result.state,
+                records.encode(result),
+                self.ttl,
+                code,
+            ],
+        )
+        with self.reported():
+            return bool(self.scripts.run(call))
+
     def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
         with self.reported():
             self.scripts.run_all(items_calls(self.keys, batch_id, results, self.ttl))
@@ -255,6 +272,7 @@ def enqueue_call(keys: Keys, packed: Packed, *, adopt: bool = False) -> Call:
         "batch": envelope.batch,
         "sig": packed.signature,
         "input": packed.aside,
+        "next": 1 if envelope.then or envelope.join else None,
         "adopt": 1 if adopt else None,
     }
     options = [part for pair in given.items() if pair[1] is not None for part in pair]

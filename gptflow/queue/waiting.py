@@ -15,6 +15,7 @@ from gptflow.envelope import Envelope
 from gptflow.errors import GPTFlowError, JobNotFound, JobTimeout
 from gptflow.queue import records
 from gptflow.queue.payload import Packed, pack
+from gptflow.queue.signing import Signer
 from gptflow.queue.store import BLOCK, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
@@ -28,6 +29,7 @@ class StoreTransport:
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings = settings
         self.store = store
+        self._signer = Signer.of(settings)
 
     def submit(self, envelope: Envelope) -> str:
         return self.store.submit(self._pack(envelope))
@@ -49,6 +51,7 @@ class StoreTransport:
             reference=self.store.input_key(envelope.id),
             inline=self.settings.inline_payload,
             limit=self.settings.max_payload,
+            signer=self._signer,
         )
 
     def job(self, job_id: str) -> JobRecord:
