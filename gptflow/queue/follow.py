@@ -26,12 +26,11 @@ from gptflow.errors import (
 from gptflow.queue import records
 from gptflow.queue.reader import Reader
 from gptflow.queue.redis_ledger import RedisLedger
+from gptflow.queue.signing import SETTING, chains_allowed
 from gptflow.result import TERMINAL, Result
 from gptflow.transport import JobRecord
 
 logger = logging.getLogger(__name__)
-
-SETTING = "GPTFLOW_ALLOW_CHAINS"
 
 PATIENCE = 3.0
 """Seconds after a job's end that whoever recorded it has to go on."""
@@ -45,11 +44,6 @@ class Queue(Protocol):
     def submit(self, envelope: Envelope) -> str: ...
 
     def job(self, job_id: str) -> JobRecord: ...
-
-
-def chains_allowed(settings: Settings) -> bool:
-    """Whether what follows a job is enqueued: where all jobs are signed, or it was allowed."""
-    return settings.allow_chains or settings.signing_key is not None
 
 
 class Follower:
@@ -154,7 +148,7 @@ def _next(envelope: Envelope, step: Step, output: Any, rest: tuple[Step, ...]) -
     return Envelope.of(
         id=step.id,
         task=step.task,
-        input=_input_of(step, output),
+        input=fill(step, output),
         tenant=envelope.tenant,
         job_class=step.job_class or envelope.job_class,
         seed=step.seed,
@@ -167,7 +161,12 @@ def _next(envelope: Envelope, step: Step, output: Any, rest: tuple[Step, ...]) -
     )
 
 
-def _input_of(step: Step, output: Any) -> Any:
+def fill(step: Step, output: Any) -> Any:
+    """A step's input, made of the output of the job before it.
+
+    Raises:
+        InvalidInput: that has no such field.
+    """
     value = output
     for name in step.take.split(".") if step.take else ():
         outputs = value if isinstance(value, list) else [value]

@@ -19,8 +19,10 @@ from typing import Any
 from celery.exceptions import InvalidTaskError
 
 from gptflow.config import Settings
-from gptflow.queue.follow import SETTING
+from gptflow.errors import InvalidInput
+from gptflow.queue.backend import job_id_of
 from gptflow.queue.message import TASK
+from gptflow.queue.signing import SETTING
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,10 @@ def _set_time(envelope: dict[str, Any], name: str, text: Any) -> None:
 
 def _keep(envelope: Any, extras: Mapping[str, Any], job_id: str, settings: Settings) -> None:
     """Move a chain of our own jobs into the envelope, where that is allowed."""
-    steps = _steps(extras) if isinstance(envelope, dict) else None
+    try:
+        steps = _steps(extras) if isinstance(envelope, dict) else None
+    except (InvalidInput, TypeError, AttributeError):
+        steps = None
     if settings.allow_chains and steps is not None and "then" not in envelope:
         envelope["then"] = steps
         return
@@ -121,5 +126,6 @@ def _steps(extras: Mapping[str, Any]) -> list[Any] | None:
         known = {"task_id", "reply_to", "root_id", "parent_id"}
         if not args or not isinstance(args[0], Mapping) or set(options) - known:
             return None
-        steps.append(dict(args[0]))
+        task_id = options.get("task_id")
+        steps.append(dict(args[0]) | ({"id": job_id_of(str(task_id))} if task_id else {}))
     return steps

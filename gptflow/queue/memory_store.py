@@ -65,6 +65,8 @@ class MemoryStore(Store, Ledger):
 
     def submit(self, packed: Packed) -> str:
         envelope = packed.envelope
+        if envelope.then or envelope.join:
+            raise InvalidInput("Nothing can follow a job of memory://; chains need a server.")
         key = None
         with self._changed:
             if envelope.key is not None:

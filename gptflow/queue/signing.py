@@ -14,7 +14,15 @@ from typing import Self
 from gptflow.config import Settings
 from gptflow.errors import UntrustedMessage
 
+SETTING = "GPTFLOW_ALLOW_CHAINS"
+"""What lets jobs that are not signed be followed by others."""
+
 _SCHEME = "v1="
+
+
+def chains_allowed(settings: Settings) -> bool:
+    """Whether what follows a job is enqueued: where all jobs are signed, or it was allowed."""
+    return settings.allow_chains or settings.signing_key is not None
 
 
 class Signer:
