@@ -43,7 +43,9 @@ UP_FILE = "up.json"
 RUNNING = "gptflow up"
 """The source of a Redis URL that stands in that file."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
-_OTHER_VARIABLES = frozenset({"monitors", "peers", "redis_password"})
+_OTHER_VARIABLES = frozenset(
+    {"monitors", "peers", "caller_password", "worker_password", "operator_password"}
+)
 """Read elsewhere: by the monitors, the benchmarks and `compose.yaml`."""
 _LIST_HINT = "`gptflow config show` lists the settings."
 
@@ -180,6 +182,12 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
+
+    @field_validator("signing_key", "signing_key_previous", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        # As compose hands on a variable that nobody set.
+        return value or None
 
     @field_validator("openai_url")
     @classmethod

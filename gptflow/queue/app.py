@@ -11,7 +11,7 @@ from kombu import Exchange, Queue
 
 from gptflow.config import Settings
 from gptflow.errors import ConfigError, GPTFlowError, JobFailed
-from gptflow.queue.connection import for_kombu
+from gptflow.queue.connection import for_kombu, tls_options
 from gptflow.queue.keys import CLASSES, Keys, queue_name
 from gptflow.queue.message import TASK
 from gptflow.queue.run_task import RunTask
@@ -115,6 +115,8 @@ def make_app(settings: Settings) -> App:
             "max_message": 2 * settings.max_payload + (1 << 16),
         },
     )
+    if tls := tls_options(settings):
+        app.conf.broker_use_ssl = tls
     app.steps["consumer"].add("gptflow.queue.consumer:Gate")
     app.task(
         name=TASK, bind=True, shared=False, base=RunTask, throws=(GPTFlowError,), ignore_result=True

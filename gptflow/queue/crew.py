@@ -20,6 +20,7 @@ from gptflow.plugins import Registry
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.feeder import Feeder
 from gptflow.queue.follow import Follower
+from gptflow.queue.health import require_keeping
 from gptflow.queue.presence import Presence
 from gptflow.queue.reader import is_id
 from gptflow.queue.redis_ledger import RedisLedger
@@ -60,7 +61,7 @@ class Crew:
         registry.require_all()
         self._transport = RedisTransport(settings)
         store = self._transport.store
-        store.ping()
+        require_keeping(store)
         self.ledger = RedisLedger(store, lease=settings.lease, dead_ttl=settings.dead_ttl)
         self.ledger.set_policy(settings)
         self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)

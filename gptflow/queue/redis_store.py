@@ -34,12 +34,15 @@ class RedisStore(Store):
         url: of the server; nothing is sent before the first call.
         app: the application.
         ttl: seconds to keep a record after the job's end.
+        tls: how to check the server; see `gptflow.queue.connection.tls_options`.
     """
 
-    def __init__(self, url: str, app: str, ttl: int) -> None:
+    def __init__(
+        self, url: str, app: str, ttl: int, *, tls: Mapping[str, Any] | None = None
+    ) -> None:
         self.keys = Keys(app)
         # redis-py's types do not say that replies are decoded.
-        self.client: Any = connection.open_client(url)
+        self.client: Any = connection.open_client(url, tls)
         self.scripts = Scripts(self.client, self.keys.prefix)
         self.ttl = ttl
         self._url = url

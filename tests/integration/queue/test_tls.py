@@ -1,0 +1,176 @@
+"""TLS: the client and Celery's transport check the server, and show it their own certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptflow import config
+from gptflow.client import Client
+from gptflow.errors import BrokerUnavailable, ConfigError
+from gptflow.queue.control import stats
+from gptflow.queue.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+
+Eventually = Callable[..., None]
+
+
+def openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, a server that it vouches for as `localhost`, a client, and a stranger."""
+    folder = tmp_path_factory.mktemp("certificates")
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    for name in ("ca", "stranger"):
+        openssl(folder, "req", "-x509", *curve, "-keyout", f"{name}.key", "-out", f"{name}.crt",
+                "-subj", f"/CN={name}", "-days", "2")  # fmt: skip
+    for name in ("server", "client"):
+        (folder / f"{name}.ext").write_text(
+            f"subjectAltName=DNS:{'localhost' * (name == 'server') or name}\n"
+        )
+        openssl(folder, "req", *curve, "-keyout", f"{name}.key", "-out", f"{name}.csr",
+                "-subj", f"/CN={name}")  # fmt: skip
+        openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key",
+                "-CAcreateserial", "-out", f"{name}.crt", "-days", "2",
+                "-extfile", f"{name}.ext")  # fmt: skip
+    return folder
+
+
+class Gate:
+    """Takes TLS connections from clients with a certificate, and passes them to a server."""
+
+    def __init__(self, folder: Path, target: int) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(folder / "server.crt", folder / "server.key")
+        self._context.load_verify_locations(folder / "ca.crt")
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
+
+    def _serve(self, plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), plain:
+            # A record that came whole must not stay behind in the TLS layer.
+            with (
+                self._context.wrap_socket(plain, server_side=True) as outer,
+                socket.create_connection(("127.0.0.1", self._target)) as inner,
+            ):
+                back = threading.Thread(target=_copy, args=(inner, outer), daemon=True)
+                back.start()
+                _copy(outer, inner)
+                inner.close()
+                back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def gate(certificates: Path) -> Iterator[tuple[Gate, EmbeddedServer]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with EmbeddedServer(port=port) as server:
+        gate = Gate(certificates, port)
+        yield gate, server
+        gate.close()
+
+
+def settings_of(gate: tuple[Gate, EmbeddedServer], host: str = "localhost", **more: Any) -> Any:
+    password = gate[1].url.split("@")[0].removeprefix("redis://:")
+    url = f"rediss://:{password}@{host}:{gate[0].port}/0"
+    return config.load(redis_url=url, **{name: value for name, value in more.items() if value})
+
+
+@pytest.fixture
+def files(certificates: Path) -> dict[str, Any]:
+    return {
+        "tls_ca": certificates / "ca.crt",
+        "tls_certificate": certificates / "client.crt",
+        "tls_key": certificates / "client.key",
+    }
+
+
+def test_jobs_go_through_and_so_does_celerys_remote_control(
+    gate: tuple[Gate, EmbeddedServer], files: dict[str, Any], start: Any, eventually: Eventually
+) -> None:
+    settings = settings_of(gate, **files)
+    given = {name: str(path) for name, path in files.items()}
+    worker = start("gptflow_workers.cpu", redis_url=settings.broker_url, **given)
+    with Client(settings=settings) as client:
+        eventually(lambda: bool(client.transport.workers()) or worker.popen.poll() is not None, 60)
+        assert client.run("bed.echo", {"value": 1}, timeout=20) == {"value": 1}
+        assert len(stats(settings)) == 1
+    assert worker.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tls_ca": "stranger.crt"},
+        {"tls_ca": None},
+        {"tls_certificate": "stranger.crt", "tls_key": "stranger.key"},
+        {"tls_certificate": None, "tls_key": None},
+        {"host": "127.0.0.1"},
+    ],
+    ids=["stranger's server", "no authority", "stranger", "no certificate", "other host"],
+)
+def test_who_is_not_vouched_for_is_not_talked_to(
+    gate: tuple[Gate, EmbeddedServer],
+    files: dict[str, Any],
+    certificates: Path,
+    wrong: dict[str, Any],
+) -> None:
+    changed = {
+        name: certificates / value if value and name != "host" else value
+        for name, value in wrong.items()
+    }
+    with Client(settings=settings_of(gate, **files | changed)) as client:
+        with pytest.raises(BrokerUnavailable):
+            client.transport.jobs(None, 1)
+
+
+def test_the_check_of_the_hosts_name_can_be_switched_off(
+    gate: tuple[Gate, EmbeddedServer], files: dict[str, Any]
+) -> None:
+    settings = settings_of(gate, "127.0.0.1", **files)
+    settings = settings.model_copy(update={"tls_check_hostname": False})
+    with Client(settings=settings) as client:
+        assert client.transport.jobs(None, 1) == []
+    assert stats(settings, timeout=0.5) is not None
+
+
+def test_files_that_are_missing_are_named(
+    gate: tuple[Gate, EmbeddedServer], files: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="tls_ca"):
+        Client(settings=settings_of(gate, **files | {"tls_ca": tmp_path / "none.crt"}))
+    with pytest.raises(ConfigError, match="go together"):
+        Client(settings=settings_of(gate, **files | {"tls_key": None}))
