@@ -15,6 +15,7 @@ from gptflow.envelope import Envelope, new_id
 from gptflow.errors import InvalidInput
 from gptflow.job import Batch, Job
 from gptflow.request import JobClass
+from gptflow.tracing import trace_context
 from gptflow.transport import BatchRecord, Transport, connect
 from gptflow.validation import check_seconds
 
@@ -96,6 +97,7 @@ class Client:
             seed=seed,
             stream=stream,
             deadline=None if timeout is None else time.time() + timeout,
+            trace=trace_context(),
         )
         return Job(self._transport.submit(envelope), self._transport)
 
@@ -143,6 +145,7 @@ class Client:
         ]
         if not items:
             raise InvalidInput("The batch is empty.")
+        trace = trace_context()
         record = BatchRecord(id=new_id("batch"), task=task, total=len(items), submitted=time.time())
         chunks = [
             Envelope.of(
@@ -152,6 +155,7 @@ class Client:
                 tenant=tenant,
                 job_class=job_class,
                 seed=seed,
+                trace=trace,
             )
             for start in range(0, len(items), ITEMS_PER_MESSAGE)
         ]

@@ -23,6 +23,8 @@ COMMANDS = {
     "worker": ("worker:worker", "Start a worker."),
     "beat": ("worker:beat", "Start the scheduler."),
     "jobs": ("jobs:jobs", "List, show and cancel jobs."),
+    "schedule": ("schedule:schedule", "List schedules, run them by hand, let them rest."),
+    "queue": ("queue:queue", "Show what waits, what runs and who works."),
     "monitor": ("monitor:monitor", "Watch feeds for surges of bad news."),
     "plugins": ("plugins:plugins", "List, show, write and check plugins."),
     "models": ("models:models", "Get models and list them."),
@@ -46,7 +48,8 @@ Exit codes:
   2 wrong usage             8 the job failed
   3 invalid input           9 some rows of a batch failed
   4 no such task, plugin   10 a setting is wrong
-  5 Redis is unreachable  130 interrupted
+  5 Redis is unreachable   11 the queue is full
+                          130 interrupted
 """
 
 

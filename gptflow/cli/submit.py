@@ -86,9 +86,10 @@ def submit(
             finally:
                 # Whatever happened, what has ended is not lost.
                 write(lines)
-    codes = [line["error"]["code"] for line in lines.values() if line["error"] is not None]
-    if len(codes) == total and set(codes) == {TaskNotFound.code}:
-        raise from_info(lines[next(iter(rows))]["error"])
+    sent = [lines[number]["error"] for number in rows]
+    if sent and all(error and error["code"] == TaskNotFound.code for error in sent):
+        session.note_stale_worker(task)
+        raise from_info(sent[0])
     failed = sum(line["error"] is not None for line in lines.values())
     seconds = time.monotonic() - started
     if as_json and out:

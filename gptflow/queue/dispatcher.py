@@ -23,7 +23,6 @@ from gptflow.errors import (
     EngineStopped,
     GPTFlowError,
     InvalidInput,
-    InvalidOutput,
     JobDead,
     JobFailed,
     JobTimeout,
@@ -35,7 +34,9 @@ from gptflow.queue.deltas import DeltaWriter
 from gptflow.queue.handle import Handle
 from gptflow.queue.ledger import Claim, Ledger
 from gptflow.queue.reader import Reader, is_id, names_of
+from gptflow.queue.records import Ending
 from gptflow.queue.runtime import Ended, Runtime
+from gptflow.queue.tallies import UNKNOWN, Tallies
 from gptflow.result import Result
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Dispatcher:
     Args:
         name: of the worker, for the records.
         follower: goes on with what follows a job; without it, nothing does.
+
+    Attributes:
+        tallies: what has ended here.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Dispatcher:
         follower: Follower | None = None,
     ) -> None:
         self.name = name
+        self.tallies = Tallies()
         self._follower = follower
         self._runtime = runtime
         self._ledger = ledger
@@ -95,13 +100,17 @@ class Dispatcher:
         with self._lock:
             return list(self._running)
 
-    def stop(self, job_id: str, reason: GPTFlowError) -> bool:
-        """Stop a job that runs here. False if it does not."""
+    def stop(self, job_id: str, reason: GPTFlowError, *, claim: Claim | None = None) -> bool:
+        """Stop a job that runs here. False if it does not.
+
+        Args:
+            claim: only if it runs under this one.
+        """
         with self._lock:
             handle = self._running.get(job_id)
-        if handle is not None:
-            handle.stop(reason)
-        return handle is not None
+            if claim is not None and self._claims.get(job_id) != claim:
+                return False  # it was given back, and has come here again
+        return handle is not None and handle.stop(reason)
 
     def close(self) -> None:
         """Wait no longer for a Redis that does not answer. Everything must have ended."""
@@ -144,6 +153,12 @@ class Dispatcher:
         except (InvalidInput, UntrustedMessage) as error:
             return self._refuse(message, error)
 
+    def turn_away(self, message: Any, signature: Any = None) -> None:
+        """Leave a job to other workers whose message has come here. Blocks."""
+        job_id = message if is_id(message) else self.take_in(message, signature)
+        if isinstance(job_id, str):
+            self._persist(partial(self._ledger.give_up, job_id))
+
     def adopt(self, message: Any, signature: Any = None) -> str | None:
         """Record a job that was sent without a record.
 
@@ -151,7 +166,7 @@ class Dispatcher:
             Its id, where it is to be run now.
 
         Raises:
-            InvalidInput: the message is no envelope.
+            InvalidInput: the message is no envelope, or too large.
             UntrustedMessage: it is not signed, and this worker asks for that.
         """
         packed = self._reader.read_message(message, signature)
@@ -191,21 +206,36 @@ class Dispatcher:
         except (InvalidInput, UntrustedMessage) as error:
             logger.error("Job %s is refused: [%s] %s", job_id, error.code, error.message)
             result = Result.failure(job_id, claim.task, error)
-            self._persist(partial(self._ledger.finish, claim, result))
+            self._persist(partial(self._ledger.finish, claim, Ending.of(result)))
             return result
+        if claim.fence == 1:
+            self._tally_start(envelope, started - max(claim.submitted, envelope.not_before or 0))
         ended = self._run(envelope, claim, handle)
         if ended is None or self._try_again(claim, ended, handle):
+            stopped = isinstance(handle.stopped, EngineStopped)
+            self._tally_end(envelope, [("handed_back" if stopped else "retried", None)])
             return None
         queued = max(0.0, started - claim.submitted)
         timings = {"queued": queued, "running": time.time() - started, **ended.timings}
-        result = dataclasses.replace(ended, timings=timings)
-        if self._persist(partial(self._ledger.finish, claim, result)):
-            self._go_on(envelope, result)
+        ending = self._ending(dataclasses.replace(ended, timings=timings))
+        if self._persist(partial(self._ledger.finish, claim, ending)):
+            self._go_on(envelope, ending.result)
             if envelope.batch is None:
-                self._observe(envelope, result)
+                self._tally_end(envelope, [_outcome(ending.result)])
+                self._observe(envelope, ending.result)
         else:
+            self._tally_end(envelope, [("refused", None)])
             logger.warning("The result of job %s is refused: it was given to another.", job_id)
-        return result
+        return ending.result
+
+    def _tally_start(self, envelope: Envelope, queued: float) -> None:
+        self.tallies.start(self._plugin(envelope), envelope.job_class, queued)
+
+    def _tally_end(self, envelope: Envelope, outcomes: Iterable[tuple[str, float | None]]) -> None:
+        self.tallies.end(self._plugin(envelope), envelope.job_class, outcomes)
+
+    def _plugin(self, envelope: Envelope) -> str:
+        return self._runtime.registry.owners.get(envelope.task, UNKNOWN)
 
     def _load(self, job_id: str, most: int) -> str:
         return self._persist(partial(self._ledger.load_aside, job_id, most))
@@ -228,7 +258,7 @@ class Dispatcher:
             result = Result.failure(envelope.id, envelope.task, _reason(handle))
         if envelope.stream:
             self._deltas.flush()
-        return self._storable(result)
+        return result
 
     def _try_again(self, claim: Claim, result: Result, handle: Handle) -> bool:
         """Give a job back whose error may pass. False where its result stands."""
@@ -331,22 +361,29 @@ class Dispatcher:
                 break
         return again
 
-    def _record_items(self, envelope: Envelope, pairs: Iterable[Ended], claim: Claim) -> None:
-        pairs = [
-            (item, dataclasses.replace(self._storable(result), custom_id=item.custom_id))
-            for item, result in pairs
-        ]
-        if not pairs:
+    def _record_items(self, envelope: Envelope, pairs: Sequence[Ended], claim: Claim) -> None:
+        items = {item.index: item for item, _ in pairs}
+        if not items:
             return
-        results = {item.index: result for item, result in pairs}
-        if not self._persist(
-            partial(self._ledger.finish_items, str(envelope.batch), results, claim)
-        ):
+        endings = {
+            item.index: self._ending(
+                dataclasses.replace(result, custom_id=item.custom_id)
+                if item.custom_id is not None
+                else result
+            )
+            for item, result in pairs
+        }
+        record = partial(self._ledger.finish_items, str(envelope.batch), endings, claim)
+        if not self._persist(record):
+            self._tally_end(envelope, [("refused", None) for _ in endings])
             logger.warning("Results of job %s are refused: it was given to another.", claim.job_id)
             return
-        for item, result in pairs:
-            alone = envelope.model_copy(update={"items": None, "input": item.input})
-            self._observe(alone, result)
+        self._tally_end(envelope, [_outcome(ending.result) for ending in endings.values()])
+        if not self._runtime.registry.observes_jobs:
+            return
+        for index, ending in endings.items():
+            alone = envelope.model_copy(update={"items": None, "input": items[index].input})
+            self._observe(alone, ending.result)
 
     def _end_items(
         self, envelope: Envelope, items: Iterable[Item], error: GPTFlowError, claim: Claim
@@ -363,20 +400,9 @@ class Dispatcher:
             self._end_items(envelope, envelope.items, error, claim)
         return dataclasses.replace(failure, state="expired")
 
-    def _storable(self, result: Result) -> Result:
-        """The result, or a failure where the output is not JSON, or too much of it."""
-        try:
-            # Thrice the input's: what takes four bytes there may take twelve here, escaped.
-            size, limit = len(records.encode(result)), 3 * self._settings.max_payload
-        except InvalidOutput as error:
-            return Result.failure(result.id, result.task, error)
-        if size <= limit:
-            return result
-        much = InvalidOutput(
-            f"The output of task {result.task!r} takes {size} characters; {limit} are allowed.",
-            hint="Give back less, or raise GPTFLOW_MAX_PAYLOAD for the workers.",
-        )
-        return Result.failure(result.id, result.task, much)
+    def _ending(self, result: Result) -> Ending:
+        # Thrice the input's: what takes four bytes there may take twelve here, escaped.
+        return Ending.of(result, limit=3 * self._settings.max_payload)
 
     def _go_on(self, envelope: Envelope, result: Result) -> None:
         """Enqueue what follows a job. Whatever fails here, others will see to it."""
@@ -425,6 +451,11 @@ def _drain(ended: queue.SimpleQueue[Ended | None]) -> list[Ended] | None:
     if pairs:
         ended.put(None)
     return pairs or None
+
+
+def _outcome(result: Result) -> tuple[str, float | None]:
+    """The state in which it ended, and for how many seconds it ran."""
+    return result.state, result.timings.get("running")
 
 
 def _reason(handle: Handle) -> GPTFlowError:

@@ -200,7 +200,7 @@ class EnginePool(BasePool):
         if not crew.engine.healthy:
             self._give_up()
         if crew.stopping:
-            crew.return_doorbell(message, signature)
+            crew.dispatcher.turn_away(message, signature)
             return None, job.settled
         return crew.dispatcher.run(message, job.handle, signature), job.settled
 

@@ -72,17 +72,16 @@ class Gate:
                 threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:
-        with contextlib.suppress(OSError), plain:
-            # A record that came whole must not stay behind in the TLS layer.
-            with (
-                self._context.wrap_socket(plain, server_side=True) as outer,
-                socket.create_connection(("127.0.0.1", self._target)) as inner,
-            ):
-                back = threading.Thread(target=_copy, args=(inner, outer), daemon=True)
-                back.start()
-                _copy(outer, inner)
-                inner.close()
-                back.join()
+        with (
+            contextlib.suppress(OSError),
+            plain,
+            self._context.wrap_socket(plain, server_side=True) as outer,
+            socket.create_connection(("127.0.0.1", self._target)) as inner,
+        ):
+            back = threading.Thread(target=_copy, args=(inner, outer), daemon=True)
+            back.start()
+            _copy(outer, inner)
+            back.join()
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -152,9 +151,9 @@ def test_who_is_not_vouched_for_is_not_talked_to(
         name: certificates / value if value and name != "host" else value
         for name, value in wrong.items()
     }
-    with Client(settings=settings_of(gate, **files | changed)) as client:
-        with pytest.raises(BrokerUnavailable):
-            client.transport.jobs(None, 1)
+    settings = settings_of(gate, **files | changed)
+    with Client(settings=settings) as client, pytest.raises(BrokerUnavailable):
+        client.transport.jobs(None, 1)
 
 
 def test_the_check_of_the_hosts_name_can_be_switched_off(
