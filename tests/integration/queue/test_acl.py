@@ -25,6 +25,8 @@ from gptflow.queue.app import make_app
 from gptflow.queue.control import stats
 from gptflow.queue.embedded import find_server
 from gptflow.queue.health import inspect_server
+from gptflow.queue.overview import read_overview
+from gptflow.queue.schedule_ledger import ScheduleLedger
 
 COMPOSE = Path(__file__).parents[3] / "compose.yaml"
 
@@ -60,7 +62,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Url]:
                 client.ping()
                 break
             except redis.ConnectionError:
-                assert process.poll() is None, (folder / "log").read_text()
+                said = (folder / "log").read_text()
+                if process.poll() is not None and "Unknown command or category" in said:
+                    pytest.skip("the server is older than Redis 7.2")
+                assert process.poll() is None, said
                 time.sleep(0.02)
     yield url_of
     process.terminate()
@@ -142,6 +147,13 @@ FORBIDDEN: dict[str, tuple[Any, ...]] = {
     "take a message": ("BRPOP", "gf:{gptflow}:gf.standard", "1"),
     "read the messages": ("LRANGE", "gf:{gptflow}:gf.standard", "0", "-1"),
     "read a worker's log": ("LRANGE", "gf:{gptflow}:log:x", "0", "-1"),
+    "take a lease": ("ZADD", "gf:{gptflow}:lease", "99999999999", "job_01234567"),
+    "drop all leases": ("DEL", "gf:{gptflow}:lease"),
+    "hand out a job": ("ZADD", "gf:{gptflow}:fed", "1", "job_01234567"),
+    "make one run alone": ("ZADD", "gf:{gptflow}:suspects", "1", "job_01234567"),
+    "bury a job": ("ZADD", "gf:{gptflow}:dead", "1", "job_01234567"),
+    "write to a schedule": ("HSET", "gf:{gptflow}:schedule:tick", "mark", "1"),
+    "a script on a key of workers": ("EVALSHA", "0" * 40, "1", "gf:{gptflow}:lease"),
     "change the limits": ("HSET", "gf:{gptflow}:policy", "limit:standard", "0"),
     "delete a record": ("DEL", "gf:{gptflow}:job:job_01234567"),
     "delete the queue": ("DEL", "gf:{gptflow}:gf.standard"),
@@ -195,6 +207,29 @@ def test_a_worker_reaches_no_other_application(url: Url, worker: Any) -> None:
                 client.execute_command(*command)
 
 
+def test_a_scheduler_works_with_the_rights_of_a_worker(
+    url: Url,
+    worker: Any,
+    start: Callable[..., Any],
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    denied: Callable[[], list[str]],
+) -> None:
+    monkeypatch.setenv("TESTBED_SCHEDULES", '{"often": {"every": 1}}')
+    beat = start("gptflow_workers.beat", redis_url=url("worker"))
+    with Client(url("operator")) as client:
+        ledger = ScheduleLedger(client.transport.store)
+
+        def fired() -> bool:
+            assert beat.popen.poll() is None, beat.output
+            return ledger.states(["testbed.often"])["testbed.often"].fired > 0
+
+        eventually(fired, 60)
+        assert client.job(str(ledger.states(["testbed.often"])["testbed.often"].job)).wait(20).ok
+    beat.terminate()
+    assert denied() == []
+
+
 def test_an_operator_can_look_and_tidy(
     url: Url, worker: Any, caller: Client, denied: Callable[[], list[str]]
 ) -> None:
@@ -210,6 +245,10 @@ def test_an_operator_can_look_and_tidy(
         assert store.last_words(failed.id) == ""
         assert store.purge([failed.id]) == 0
         assert client.submit("bed.sleep", {"value": 100}).cancel()
+        assert read_overview(store).workers
+        schedules = ScheduleLedger(store)
+        assert schedules.pause("a-schedule", True)
+        assert schedules.pause("a-schedule", False)
     assert inspect_server(settings).eviction == "noeviction"
     assert len(stats(settings)) == 1
     assert denied() == []

@@ -29,7 +29,9 @@ from gptflow.queue.app import App, make_app
 from gptflow.queue.connection import for_kombu
 from gptflow.queue.embedded import EmbeddedServer
 from gptflow.queue.keys import Keys
+from gptflow.queue.ledger import Claim
 from gptflow.queue.message import TASK
+from gptflow.queue.records import Ending
 from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.result import Result
 
@@ -343,7 +345,8 @@ def test_a_chain_goes_on_though_its_worker_died_between_two_steps(
         ledger = RedisLedger(store, lease=15, dead_ttl=60)
         claim = ledger.claim(job_id, "w", 1)
         output = Result(id=job_id, task="bed.echo", state="done", output={"value": "there"})
-        assert ledger.finish(claim, output)  # type: ignore[arg-type]
+        assert isinstance(claim, Claim)
+        assert ledger.finish(claim, Ending.of(output))
         ledger.close()
         assert result.state == "PENDING"
         worker = start_worker(app="broken", allow_chains="1")

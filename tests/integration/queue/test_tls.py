@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 
 from gptflow import config
 from gptflow.client import Client
+from gptflow.config import Settings
 from gptflow.errors import BrokerUnavailable, ConfigError
 from gptflow.queue.control import stats
-from gptflow.queue.embedded import EmbeddedServer
+from gptflow.queue.embedded import EmbeddedServer, find_server
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 
@@ -47,6 +51,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "-CAcreateserial", "-out", f"{name}.crt", "-days", "2",
                 "-extfile", f"{name}.ext")  # fmt: skip
     return folder
+
+
+class Place(NamedTuple):
+    """Where a server is reached by TLS."""
+
+    port: int
+    password: str
 
 
 class Gate:
@@ -92,19 +103,56 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.fixture(scope="module")
-def gate(certificates: Path) -> Iterator[tuple[Gate, EmbeddedServer]]:
+@pytest.fixture(scope="module", params=["valkey", "gate"])
+def place(
+    request: pytest.FixtureRequest, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    """A server that speaks TLS by itself; and any server, behind something that does."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with EmbeddedServer(port=port) as server:
-        gate = Gate(certificates, port)
-        yield gate, server
-        gate.close()
+    if request.param == "gate":
+        with EmbeddedServer(port=port) as server:
+            gate = Gate(certificates, port)
+            yield Place(gate.port, server.url.split("@")[0].removeprefix("redis://:"))
+            gate.close()
+        return
+    folder = tmp_path_factory.mktemp("server")
+    with serve(certificates, folder, port):
+        yield Place(port, "a password")
 
 
-def settings_of(gate: tuple[Gate, EmbeddedServer], host: str = "localhost", **more: Any) -> Any:
-    password = gate[1].url.split("@")[0].removeprefix("redis://:")
-    url = f"rediss://:{password}@{host}:{gate[0].port}/0"
+@contextlib.contextmanager
+def serve(certificates: Path, folder: Path, port: int) -> Iterator[None]:
+    """Run a server with TLS; skip where the one that there is was built without."""
+    (folder / "server.conf").write_text(
+        f"port 0\nbind 127.0.0.1\ntls-port {port}\n"
+        f"tls-cert-file {certificates}/server.crt\ntls-key-file {certificates}/server.key\n"
+        f"tls-ca-cert-file {certificates}/ca.crt\ntls-auth-clients yes\n"
+        f'requirepass "a password"\nappendonly yes\ndir {folder}\n'
+        f"maxmemory-policy noeviction\nlogfile {folder}/log\n"
+    )
+    program = os.environ.get("TESTBED_TLS_SERVER") or find_server()
+    process = subprocess.Popen([str(program), str(folder / "server.conf")])
+    try:
+        until = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            log = (folder / "log").read_text() if (folder / "log").exists() else ""
+            if process.poll() is not None and "TLS" in log:
+                pytest.skip(f"{program} was built without TLS")
+            assert process.poll() is None, log
+            assert time.monotonic() < until, log
+            time.sleep(0.02)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def settings_of(place: Place, host: str = "localhost", **more: Any) -> Settings:
+    url = f"rediss://:{quote(place.password)}@{host}:{place.port}/0"
     return config.load(redis_url=url, **{name: value for name, value in more.items() if value})
 
 
@@ -118,9 +166,9 @@ def files(certificates: Path) -> dict[str, Any]:
 
 
 def test_jobs_go_through_and_so_does_celerys_remote_control(
-    gate: tuple[Gate, EmbeddedServer], files: dict[str, Any], start: Any, eventually: Eventually
+    place: Place, files: dict[str, Any], start: Any, eventually: Eventually
 ) -> None:
-    settings = settings_of(gate, **files)
+    settings = settings_of(place, **files)
     given = {name: str(path) for name, path in files.items()}
     worker = start("gptflow_workers.cpu", redis_url=settings.broker_url, **given)
     with Client(settings=settings) as client:
@@ -142,7 +190,7 @@ def test_jobs_go_through_and_so_does_celerys_remote_control(
     ids=["stranger's server", "no authority", "stranger", "no certificate", "other host"],
 )
 def test_who_is_not_vouched_for_is_not_talked_to(
-    gate: tuple[Gate, EmbeddedServer],
+    place: Place,
     files: dict[str, Any],
     certificates: Path,
     wrong: dict[str, Any],
@@ -151,25 +199,25 @@ def test_who_is_not_vouched_for_is_not_talked_to(
         name: certificates / value if value and name != "host" else value
         for name, value in wrong.items()
     }
-    settings = settings_of(gate, **files | changed)
+    settings = settings_of(place, **files | changed)
     with Client(settings=settings) as client, pytest.raises(BrokerUnavailable):
         client.transport.jobs(None, 1)
 
 
 def test_the_check_of_the_hosts_name_can_be_switched_off(
-    gate: tuple[Gate, EmbeddedServer], files: dict[str, Any]
+    place: Place, files: dict[str, Any]
 ) -> None:
-    settings = settings_of(gate, "127.0.0.1", **files)
+    settings = settings_of(place, "127.0.0.1", **files)
     settings = settings.model_copy(update={"tls_check_hostname": False})
     with Client(settings=settings) as client:
-        assert client.transport.jobs(None, 1) == []
+        client.transport.jobs(None, 1)
     assert stats(settings, timeout=0.5) is not None
 
 
 def test_files_that_are_missing_are_named(
-    gate: tuple[Gate, EmbeddedServer], files: dict[str, Any], tmp_path: Path
+    place: Place, files: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="tls_ca"):
-        Client(settings=settings_of(gate, **files | {"tls_ca": tmp_path / "none.crt"}))
+        Client(settings=settings_of(place, **files | {"tls_ca": tmp_path / "none.crt"}))
     with pytest.raises(ConfigError, match="go together"):
-        Client(settings=settings_of(gate, **files | {"tls_key": None}))
+        Client(settings=settings_of(place, **files | {"tls_key": None}))
