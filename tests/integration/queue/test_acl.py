@@ -45,13 +45,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Url]:
     script = script.replace("dir /data", f"dir {folder}\nport {port}\nbind 127.0.0.1")
     script = script.replace("exec valkey-server", f"exec {find_server()}")
     passwords = {f"{role.upper()}_PASSWORD": f"password-of-{role}" for role in ROLES}
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", script],
-        env={"PATH": os.environ["PATH"], **passwords},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", script],
+            env={"PATH": os.environ["PATH"], **passwords},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
     def url_of(role: str) -> str:
         return f"redis://{role}:password-of-{role}@127.0.0.1:{port}/0"
@@ -70,7 +70,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Url]:
     yield url_of
     process.terminate()
     process.wait(20)
-    log.close()
     shutil.rmtree(folder)
 
 
