@@ -19,7 +19,10 @@ _CONNECT = "+ping +select +client|setinfo +client|setname +multi +exec +discard 
 
 # Lists are no part of it: what is in Celery's queues stays out of sight, as do the last words of
 # workers.
-_READ = "+exists +get +hget +hkeys +hmget +mget +smembers +strlen +xread +zrange +zrevrange +zscore"
+_READ = (
+    "+exists +get +hget +hgetall +hkeys +hmget +mget +smembers +strlen +xread +zcard +zrange "
+    "+zrevrange +zscore"
+)
 
 # What submitting and cancelling write. A caller can take a job out of the leases by cancelling
 # it, and into them by nothing.

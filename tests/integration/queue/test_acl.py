@@ -122,6 +122,8 @@ def test_a_caller_can_send_wait_stream_list_and_cancel(
     assert waiting.cancel()
     assert caller.transport.jobs(None, 5)
     assert caller.transport.workers()
+    assert read_overview(caller.transport.store).workers
+    assert inspect_server(caller.settings).append_only
     with make_app(caller.settings) as app:
         echo = job("bed.echo", {"value": 1}, of=app)
         assert len(group(echo, echo).delay().get(timeout=20)) == 2
