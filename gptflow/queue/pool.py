@@ -8,6 +8,7 @@ them into the same forward passes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -186,7 +187,13 @@ class EnginePool(BasePool):
             # The consumer only looks for a free place when it wakes up.
             _wake_hub()
 
-    def run_here(self, message: Any) -> tuple[Result | None, bool]:
+    def refuse(self, job_id: str, task: str, error: GPTFlowError) -> None:
+        """Put a message on record that cannot be run. Returns at once."""
+        if (crew := self._crew) is not None:
+            with contextlib.suppress(RuntimeError):  # stopped: the log has it
+                self._threads.submit(crew.dispatcher.refuse, job_id, task, error)
+
+    def run_here(self, message: Any, signature: Any = None) -> tuple[Result | None, bool]:
         """Run a message in this bridge thread: the body of the Celery task.
 
         Returns:
@@ -199,9 +206,9 @@ class EnginePool(BasePool):
         if not crew.engine.healthy:
             self._give_up()
         if crew.stopping:
-            crew.dispatcher.turn_away(message)
+            crew.dispatcher.turn_away(message, signature)
             return None, job.settled
-        return crew.dispatcher.run(message, job.handle), job.settled
+        return crew.dispatcher.run(message, job.handle, signature), job.settled
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Stop one message, for `revoke(terminate=True)` or in a cold shutdown."""

@@ -42,6 +42,7 @@ class Presence:
         lease: seconds that a claim lasts; it is renewed three times as often.
         wake: called when there are new jobs.
         on_engine_stopped: called at each look that finds the engine stopped for good.
+        go_on: enqueues what follows ended jobs, where whoever ended them did not.
 
     Attributes:
         contact: when the ledger last answered, as `time.monotonic` has it.
@@ -58,6 +59,7 @@ class Presence:
         lease: float,
         wake: Callable[[], None],
         on_engine_stopped: Callable[[], None],
+        go_on: Callable[[], object] = lambda: None,
     ) -> None:
         self.log = LastLines()
         self.contact = float("-inf")
@@ -68,6 +70,7 @@ class Presence:
         self._record = record
         self._wake = wake
         self._on_engine_stopped = on_engine_stopped
+        self._go_on = go_on
         self._has_reaped = False
         self._silent = False
         self._stopping = threading.Event()
@@ -155,6 +158,7 @@ class Presence:
                 reaped.delayed,
                 reaped.dead,
             )
+        self._go_on()
 
     def _listen(self) -> None:
         """Obey announcements until the worker stops."""
