@@ -46,7 +46,8 @@ Exit codes:
   2 wrong usage             8 the job failed
   3 invalid input           9 some rows of a batch failed
   4 no such task, plugin   10 a setting is wrong
-  5 Redis is unreachable  130 interrupted
+  5 Redis is unreachable   11 the queue is full
+                          130 interrupted
 """
 
 

@@ -161,6 +161,7 @@ class RedisLedger(Ledger):
                     piece.event.kind,
                     piece.event.text,
                     piece.event.sample,
+                    "" if piece.event.at is None else piece.event.at,
                 ],
             )
             for piece in pieces

@@ -23,6 +23,7 @@ Name = Literal[
     "reap",
     "release",
     "revive",
+    "seal",
     "suspect",
 ]
 

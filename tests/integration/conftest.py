@@ -101,7 +101,9 @@ def start(
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_")}
         given = {"redis_url": server.url, "model": "scripted", "plugins": "text,testbed"} | settings
         environment = kept | {f"GPTFLOW_{name.upper()}": value for name, value in given.items()}
-        environment |= {"PYTHONPATH": str(testbed), "TESTBED_NOTES": str(notes)}
+        # What is tested is found where the tests find it, and the plugin with it.
+        path = os.pathsep.join(filter(None, [str(testbed), os.environ.get("PYTHONPATH")]))
+        environment |= {"PYTHONPATH": path, "TESTBED_NOTES": str(notes)}
         log = tmp_path_factory.mktemp("log") / f"{module}.log"
         started.append(Process(module, environment, log))
         return started[-1]
