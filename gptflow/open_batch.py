@@ -149,10 +149,17 @@ class OpenBatch:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.seal()
+            try:
+                self.seal()
+            except BaseException:
+                self._drop()
+                raise
         else:
-            with contextlib.suppress(GPTFlowError):  # the first error is the one to tell
-                self.cancel()
+            self._drop()
+
+    def _drop(self) -> None:
+        with contextlib.suppress(GPTFlowError):  # there is an error to tell already
+            self.cancel()
 
     def _checked(self, number: int, custom_id: str, value: Any) -> tuple[str, Item]:
         what = f"Row {number} for task {self._task!r}"
