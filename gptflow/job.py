@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,14 +99,21 @@ class Batch:
         """Counts of items, now."""
         return self._transport.batch(self.id)
 
-    def as_completed(self, timeout: float | None = None) -> Iterator[tuple[int, Result]]:
+    def as_completed(
+        self, timeout: float | None = None, *, stop: threading.Event | None = None
+    ) -> Iterator[tuple[int, Result]]:
         """Each row's number and result, in the order in which they end.
+
+        Of a batch that is still being given rows, it goes on until that one is sealed.
+
+        Args:
+            stop: ends it early, from another thread, within about two seconds.
 
         Raises:
             JobTimeout: nothing ended for `timeout` seconds.
         """
         check_seconds(timeout)
-        return self._transport.batch_results(self.id, timeout)
+        return self._transport.batch_results(self.id, timeout, stop)
 
     def results(self, timeout: float | None = None) -> list[Result]:
         """Every row's result, in the rows' order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -150,10 +151,12 @@ class Transport(Protocol):
         """Wait for the job's end. Raises `JobTimeout`, `JobNotFound`."""
         ...
 
-    def batch_results(self, batch_id: str, timeout: float | None) -> Iterator[tuple[int, Result]]:
+    def batch_results(
+        self, batch_id: str, timeout: float | None, stop: threading.Event | None = None
+    ) -> Iterator[tuple[int, Result]]:
         """Each item's index and result, once, as they end, until the batch is sealed and done.
 
-        `timeout` is the longest silence.
+        `timeout` is the longest silence; `stop` ends it early.
         """
         ...
 

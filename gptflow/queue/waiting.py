@@ -8,6 +8,7 @@ has had an answer once goes on waiting while the server restarts.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -121,12 +122,16 @@ class StoreTransport:
                 raise JobTimeout(f"The stream of job {job_id} did not end in {timeout:g} seconds.")
             record = until.patiently(self.store.job, job_id)
 
-    def batch_results(self, batch_id: str, timeout: float | None) -> Iterator[tuple[int, Result]]:
+    def batch_results(
+        self, batch_id: str, timeout: float | None, stop: threading.Event | None = None
+    ) -> Iterator[tuple[int, Result]]:
         store, record = self.store, self.store.batch(batch_id)
         seen = NumberSet()
         place = "0"
         until = _Until(timeout)
         while not (record.sealed and len(seen) >= record.total):
+            if stop is not None and stop.is_set():
+                return
             place, numbers = until.patiently(store.read_items, batch_id, place, until.block)
             if not numbers or len(seen) + len(numbers) >= record.total:
                 record = until.patiently(store.batch, batch_id)  # raises once it has expired
