@@ -50,7 +50,11 @@ class Outputs:
             self._lines = self._open_lines(resume)
         self._end = os.fstat(self._lines.fileno()).st_size
         if self._out is not None and self._end:
-            self._load(self._out)
+            try:
+                self._load(self._out)
+            except BaseException:
+                self.close()
+                raise
 
     def _open_lines(self, resume: bool) -> IO[bytes]:
         if self._out is None:
