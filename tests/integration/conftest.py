@@ -120,7 +120,8 @@ def start_worker(start: Callable[..., Process], server: EmbeddedServer) -> Calla
     def start_ready(**settings: str) -> Process:
         worker = start("gptflow_workers.cpu", **settings)
         app = settings.get("app", "gptflow")
-        transport = RedisTransport(Settings(redis_url=server.url, app=app))
+        url = settings.get("redis_url", server.url)
+        transport = RedisTransport(Settings(redis_url=url, app=app))
 
         def ready() -> bool:
             assert worker.popen.poll() is None, worker.output
