@@ -105,14 +105,14 @@ def _problems(registry: Registry, info: PluginInfo) -> Iterator[_Problem]:
         # Feeds may be read; nobody is told of an alert that an example raises.
         alone = registry_of(task)
         alone.sources |= registry.sources
-        yield from _check_contract(task)
+        yield from _check_contract(task, alone)
         yield from _check_examples(task, alone)
     for schedule in registry.schedules.values():
         if schedule.plugin == info.name:
             try:
-                registry.task(schedule.task).parse(schedule.input)
+                registry.check_schedule(schedule)
             except GPTFlowError as error:
-                yield "error", f"Schedule {schedule.name!r}: {error}", info.module
+                yield "error", str(error), info.module
 
 
 def _describes_itself(distribution: str) -> bool:
@@ -120,8 +120,8 @@ def _describes_itself(distribution: str) -> bool:
     return bool(str(metadata.get("description", "")).strip())
 
 
-def _check_contract(task: AnyTask) -> Iterator[_Problem]:
-    contract = type("Contract", (TaskContract,), {"task": task})()
+def _check_contract(task: AnyTask, registry: Registry) -> Iterator[_Problem]:
+    contract = type("Contract", (TaskContract,), {"task": task, "registry": registry})()
     for test in dir(TaskContract):
         if not test.startswith("test_") or test == _EXAMPLES:
             continue

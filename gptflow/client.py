@@ -15,6 +15,7 @@ from gptflow.open_batch import OpenBatch, as_json
 from gptflow.open_batch import split_row as split_row
 from gptflow.packing import ITEMS_PER_MESSAGE as ITEMS_PER_MESSAGE
 from gptflow.request import JobClass
+from gptflow.tracing import trace_context
 from gptflow.transport import Transport, connect
 from gptflow.validation import check_seconds
 
@@ -91,6 +92,7 @@ class Client:
             seed=seed,
             stream=stream,
             deadline=None if timeout is None else time.time() + timeout,
+            trace=trace_context(),
         )
         return Job(self._transport.submit(envelope), self._transport)
 

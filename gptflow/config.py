@@ -105,6 +105,11 @@ class Settings(BaseSettings):
     watchdog: float = Field(
         30, gt=0, description="seconds without a step, with work waiting, that end the worker"
     )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="of /metrics, /livez and /readyz; 0 for any free port"
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address that they listen on")
+    otel: bool = Field(False, description="workers send OpenTelemetry spans of the jobs")
     max_attempts: int = Field(3, ge=1, description="runs of a job whose errors may pass")
     plugins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="load only these, separated by commas; all by default"
@@ -116,7 +121,7 @@ class Settings(BaseSettings):
     limit_standard: int = Field(100_000, ge=0, description="most standard jobs that may wait")
     limit_batch: int = Field(5_000_000, ge=0, description="most rows of batches that may wait")
     limit_tenant: int = Field(0, ge=0, description="most of one class that a tenant may have wait")
-    tenant_weights: dict[str, PositiveFloat] = Field(
+    tenant_weights: Annotated[dict[str, PositiveFloat], NoDecode] = Field(
         {}, description="shares of tenants, as JSON: a tenant of weight 2 is served twice as much"
     )
     memory_limit: int = Field(
@@ -144,6 +149,16 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(name for part in value.split(",") if (name := part.strip())) or None
+
+    @field_validator("tenant_weights", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('give JSON: {"a-tenant": 2}') from None
 
     @field_validator("cache_dir", "data_dir", "openai_tokenizer")
     @classmethod

@@ -300,7 +300,7 @@ class JobContext:
             self._adapters.setdefault(raw.adapter)
         return raw
 
-    def success(self, output: Any) -> Result:
+    def success(self, output: Any, seconds: float) -> Result:
         return Result(
             id=self._job.id,
             task=self._job.task,
@@ -309,15 +309,17 @@ class JobContext:
             provenance=self._provenance(),
             abstained=self._abstained,
             warnings=tuple(self._warnings),
+            timings={"running": seconds},
         )
 
-    def failure(self, error: GPTFlowError) -> Result:
+    def failure(self, error: GPTFlowError, seconds: float) -> Result:
         return Result.failure(
             self._job.id,
             self._job.task,
             error,
             provenance=self._provenance(),
             warnings=tuple(self._warnings),
+            timings={"running": seconds},
         )
 
     def _provenance(self) -> Provenance:

@@ -11,7 +11,8 @@ trying again can help. A message says what happened and to which object; `hint` 
     │   ├── DuplicateTask           GF202   the task's name is taken
     │   ├── PromptError             GF203   a template is malformed or names an unknown variable
     │   ├── InvalidOutput           GF204   a task returned something other than its output type
-    │   └── PluginNotFound          GF205   no plugin of this name is installed
+    │   ├── PluginNotFound          GF205   no plugin of this name is installed
+    │   └── ScheduleError           GF206   a schedule's time, task or options will not do
     ├── TaskNotFound                GF210   no loaded plugin offers this task
     ├── InvalidInput                GF300   the input does not fit the task's input type
     │   ├── EmptyInput              GF301   nothing to work on
@@ -39,7 +40,8 @@ trying again can help. A message says what happened and to which object; `hint` 
         ├── AdapterMismatch         GF707   an adapter made for something else: model, task, layers
         ├── AdapterMemoryFull       GF708   all resident adapters are in use; no room for one more
         ├── ServerUnavailable       GF709   the model server cannot be reached, or is overloaded
-        └── SandboxUnavailable      GF710   nothing on this machine can contain generated code
+        ├── SandboxUnavailable      GF710   nothing on this machine can contain generated code
+        └── AdapterTooLarge         GF711   an adapter that takes more than all may take together
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class ErrorInfo:
     hint: str | None = None
 
     def as_dict(self) -> dict[str, str | None]:
-        return dataclasses.asdict(self)
+        return {"code": self.code, "message": self.message, "hint": self.hint}
 
 
 class GPTFlowError(Exception):
@@ -129,6 +131,12 @@ class PluginNotFound(PluginError):
     """No plugin of this name is installed."""
 
     code, exit_code = "GF205", 4
+
+
+class ScheduleError(PluginError):
+    """A schedule that cannot be: its time, its task, its input or an option."""
+
+    code = "GF206"
 
 
 class TaskNotFound(GPTFlowError):
@@ -305,6 +313,12 @@ class SandboxUnavailable(EngineError):
     """Nothing on this machine can contain generated code, so none is run."""
 
     code = "GF710"
+
+
+class AdapterTooLarge(EngineError):
+    """The adapter alone takes more memory than all adapters may take together."""
+
+    code = "GF711"
 
 
 def raised_at(error: BaseException, package: str) -> str:

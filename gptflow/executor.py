@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +72,19 @@ class Executor:
     async def run(self, job: Job) -> Result:
         """Run one job to its end. Errors are in the result; cancelling this cancels the job."""
         started = time.perf_counter()
+        failure: GPTFlowError
         plugin = self.registry.owners.get(job.task, "")
         context = JobContext(self.engine, job, plugin=plugin, map=self.map)
         try:
             task = await self._ready_task(job.task)
             output = await self._run(task, job, context)
         except GPTFlowError as error:
-            result = context.failure(error)
+            failure = error
         except Exception as error:  # noqa: BLE001  a plugin may raise anything
-            result = context.failure(_unexpected(self.registry.task(job.task), error))
+            failure = _unexpected(self.registry.task(job.task), error)
         else:
-            result = context.success(output)
-        return dataclasses.replace(result, timings={"running": time.perf_counter() - started})
+            return context.success(output, time.perf_counter() - started)
+        return context.failure(failure, time.perf_counter() - started)
 
     async def run_many(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         """Run one task on many inputs at once; results are in the inputs' order."""
@@ -106,14 +107,10 @@ class Executor:
 
     async def _run(self, task: AnyTask, job: Job, context: JobContext) -> Any:
         parsed = task.parse(job.input)
-        seconds = None if job.deadline is None else job.deadline - time.time()
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                output = await task.run(parsed, context)
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the task's own
-            raise JobTimeout(f"Job {job.id} did not end before its deadline.") from None
+        if job.deadline is None:
+            output = await task.run(parsed, context)
+        else:
+            output = await _in_time(job.id, job.deadline, task.run(parsed, context))
         if not isinstance(output, task.output_type):
             raise InvalidOutput(
                 f"Task {task.name!r} returned {type(output).__name__} where it declares "
@@ -142,6 +139,16 @@ class Executor:
                 ) from error
             self._ready.add(name)
         return task
+
+
+async def _in_time(job_id: str, deadline: float, run: Awaitable[Any]) -> Any:
+    try:
+        async with asyncio.timeout(deadline - time.time()) as limit:
+            return await run
+    except TimeoutError:
+        if not limit.expired():
+            raise  # the task's own
+        raise JobTimeout(f"Job {job_id} did not end before its deadline.") from None
 
 
 def _unexpected(task: AnyTask, error: Exception) -> JobFailed:

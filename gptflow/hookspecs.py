@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from gptflow.envelope import Envelope
     from gptflow.errors import GPTFlowError
     from gptflow.heads import Head
+    from gptflow.request import JobClass
     from gptflow.result import Result
+    from gptflow.schedule import Overlap, Policy
     from gptflow.task import Task
 
 hookspec = pluggy.HookspecMarker("gptflow")
@@ -24,8 +26,22 @@ hookimpl = pluggy.HookimplMarker("gptflow")
 
 
 class RegisterSchedule(Protocol):
-    def __call__(self, name: str, *, task: str, cron: str, input: Any) -> None:
-        """Run `task` on `input` whenever `cron` (five fields, UTC) fires."""
+    def __call__(
+        self,
+        name: str,
+        *,
+        task: str,
+        input: Any,
+        cron: str | None = None,
+        every: float | None = None,
+        timezone: str = "UTC",
+        policy: Policy = "last",
+        catchup: float = 86_400.0,
+        overlap: Overlap = "allow",
+        job_class: JobClass = "standard",
+        tenant: str = "default",
+    ) -> None:
+        """Run `task` on `input` whenever it is time; see `gptflow.schedule.Schedule`."""
         ...
 
 

@@ -19,6 +19,7 @@ from gptflow.job import Batch
 from gptflow.number_set import NumberSet
 from gptflow.packing import Packer, estimate_tokens
 from gptflow.request import JobClass
+from gptflow.tracing import trace_context
 from gptflow.transport import BatchRecord, Transport
 
 _MESSAGES_AT_ONCE = 16
@@ -67,6 +68,7 @@ class OpenBatch:
         self._transport = transport
         self._options: dict[str, Any] = {"tenant": tenant, "job_class": job_class, "seed": seed}
         self._task = task
+        self._trace = trace_context()  # here: another thread may add the rows
         Envelope.of(task=task, input="", **self._options)  # what does not fit is refused here
         self._wait = wait
         self._limit = limit
@@ -189,6 +191,7 @@ class OpenBatch:
             batch=self.id,
             # The same rows under the same key: whoever sends a message again does no harm.
             key=f"{self.id}/{items[0].index}-{items[-1].index}",
+            trace=self._trace,
             **self._options,
         )
         self._messages.append(message)

@@ -20,9 +20,11 @@ from gptflow.errors import (
     PluginError,
     PluginLoadError,
     PluginNotFound,
+    ScheduleError,
     TaskNotFound,
     raised_at,
 )
+from gptflow.schedule import Schedule
 from gptflow.suggestion import did_you_mean
 from gptflow.task import Task
 
@@ -40,6 +42,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 SourceReader = Callable[[str], Iterable[Mapping[str, Any]]]
 
+_SCHEDULE_OPTIONS = frozenset(
+    field.name for field in dataclasses.fields(Schedule) if field.init
+) - {"name", "task", "input", "plugin"}
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PluginInfo:
@@ -52,17 +58,6 @@ class PluginInfo:
     tasks: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     error: GPTFlowError | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """Run `task` on `input` whenever `cron` (five fields, UTC) fires."""
-
-    name: str
-    task: str
-    cron: str
-    input: Any
-    plugin: str
 
 
 class Registry:
@@ -141,13 +136,28 @@ class Registry:
         """
         if (task := self.tasks.get(name)) is not None:
             return task
-        hint = did_you_mean(name, self.tasks)
-        if hint is None and (broken := [i.name for i in self.plugins.values() if i.error]):
+        broken = [info.name for info in self.plugins.values() if info.error]
+        # A plugin names its tasks after itself: the nearest name of another would mislead.
+        hint = None if name.partition(".")[0] in broken else did_you_mean(name, self.tasks)
+        if hint is None and broken:
             hint = f"Plugins that failed to load: {', '.join(broken)}; see `gptflow plugins list`."
         raise TaskNotFound(
             f"There is no task {name!r}.",
             hint=hint or "`gptflow plugins list` shows the tasks.",
         )
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Check what can only be known once all plugins are loaded.
+
+        Raises:
+            ScheduleError: no plugin offers its task, or its input does not fit the task.
+        """
+        try:
+            self.task(schedule.task).parse(schedule.input)
+        except GPTFlowError as error:
+            raise ScheduleError(
+                f"Schedule {schedule.name!r}: {error.message}", hint=error.hint
+            ) from None
 
     def require_all(self) -> None:
         """Raise the first load error, if there is one. Workers call this before they start."""
@@ -158,6 +168,12 @@ class Registry:
     def add_commands(self, cli: click.Group) -> None:
         """Let plugins add commands. One that raises is logged and left out."""
         self.observe("register_commands", cli=cli)
+
+    @property
+    def observes_jobs(self) -> bool:
+        """Whether any plugin wants to know how jobs end."""
+        hooks = self._manager.hook
+        return bool(hooks.on_job_finished.get_hookimpls() or hooks.on_job_failed.get_hookimpls())
 
     def observe(self, hook: str, **arguments: Any) -> None:
         """Call an observer hook on every plugin; one that raises never stops the rest."""
@@ -297,10 +313,19 @@ class _Staged:
             )
         self.tasks[task.name] = task
 
-    def _add_schedule(self, name: str, *, task: str, cron: str, input: Any) -> None:
+    def _add_schedule(self, name: str, *, task: str, input: Any, **options: Any) -> None:
         qualified = f"{self._plugin}.{name}"
+        if qualified in self._schedules:
+            raise ScheduleError(f"Schedule {qualified!r} is registered twice.")
+        unknown = options.keys() - _SCHEDULE_OPTIONS
+        for option in sorted(unknown):
+            known = ", ".join(sorted(_SCHEDULE_OPTIONS))
+            raise ScheduleError(
+                f"Schedule {qualified!r} has an option {option!r}, which is unknown.",
+                hint=did_you_mean(option, _SCHEDULE_OPTIONS) or f"The options are {known}.",
+            )
         self._schedules[qualified] = Schedule(
-            name=qualified, task=task, cron=cron, input=input, plugin=self._plugin
+            name=qualified, task=task, input=input, plugin=self._plugin, **options
         )
 
 

@@ -22,7 +22,7 @@ from gptflow.heads import (
 )
 from gptflow.hookspecs import hookimpl
 from gptflow.prompt import Prompt
-from gptflow.task import Input, Output, Task, Text
+from gptflow.task import Context, Input, Output, Task, Text
 
 
 class Sampling(Input):
@@ -342,6 +342,19 @@ class Answer(Task[AnswerInput, Generated, TextOutput]):
         return TextOutput(text=raw.text.strip())
 
 
+class EchoInput(Input):
+    text: Text
+
+
+class Echo(Task[EchoInput, Any, TextOutput]):
+    """Give the text back without asking the model: to try a queue, and to measure it."""
+
+    name = "text.echo"
+
+    async def run(self, input: EchoInput, ctx: Context) -> TextOutput:
+        return TextOutput(text=input.text)
+
+
 @hookimpl
 def register_tasks(register: Any) -> None:
     for task in (
@@ -355,5 +368,6 @@ def register_tasks(register: Any) -> None:
         Summarize,
         Translate,
         Answer,
+        Echo,
     ):
         register(task())

@@ -96,7 +96,8 @@ class Problem:
         kind: pydantic's name for the error.
         path: the names and indices that lead to the field; empty for the whole.
         must_be: what it may be, such as "a list".
-        given: what kind of value came in its place; empty where the kind is right.
+        given: what kind of value came in its place; empty where the kind is right. The length
+            of what is too long.
         message: what is wrong, in the words of whoever wrote the check.
     """
 
@@ -194,6 +195,8 @@ def _problem(details: ErrorDetails, data: Any) -> Problem:
     if (must_be := _VALUES.get(kind)) is not None:
         another_kind = kind == "literal_error" and not isinstance(value, str)
         must_be = must_be.format_map(_readable(context))
+        if kind in ("string_too_long", "bytes_too_long"):  # how much to take away
+            return Problem(kind, path, (must_be,), str(len(value)))
         return Problem(kind, path, (must_be,), given if another_kind else "")
     if (must_be := _longest(_FORMATS, kind)) is not None:
         return Problem(kind, path, (must_be,), "" if isinstance(value, str) else given)

@@ -16,6 +16,12 @@ _FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOM
 _OF_THE_MODEL_STORE = frozenset({"XDG_CACHE_HOME", "GPTFLOW_CACHE_DIR"})
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly", action="store_true", help="fault tests at their full size, with real leases"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(
     request: pytest.FixtureRequest,

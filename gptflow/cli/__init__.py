@@ -23,6 +23,8 @@ COMMANDS = {
     "worker": ("worker:worker", "Start a worker."),
     "beat": ("worker:beat", "Start the scheduler."),
     "jobs": ("jobs:jobs", "List, show and cancel jobs."),
+    "schedule": ("schedule:schedule", "List schedules, run them by hand, let them rest."),
+    "queue": ("queue:queue", "Show what waits, what runs and who works."),
     "monitor": ("monitor:monitor", "Watch feeds for surges of bad news."),
     "plugins": ("plugins:plugins", "List, show, write and check plugins."),
     "models": ("models:models", "Get models and list them."),

@@ -100,6 +100,45 @@ def engine(
         _print(rows)
 
 
+@bench.command()
+@click.option("--jobs", type=click.IntRange(100), default=2000, show_default=True)
+@click.option("--items", type=click.IntRange(640), default=40_000, show_default=True)
+@click.option(
+    "--requests",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="To put to the model, bare and through the queue; 0 for none.",
+)
+@json_option
+@model_option
+@click.pass_obj
+def queue(
+    session: Session, jobs: int, items: int, requests: int, as_json: bool, model: str | None
+) -> None:
+    """Measure the queue: a real server, a real worker, first without a model and then with it.
+
+    Without a model: single jobs and rows of a batch that end in a second, how long submitting
+    one takes, and the worker's round trips to the server for each job. With the model: the
+    same prompts through the bare engine and through the queue, and what share of the engine's
+    speed is left.
+
+    The server is that of the settings, in an application of its own that is removed at the
+    end; where none is set, an embedded one.
+    """
+    from gptflow.queue import bench as measure
+
+    settings = session.settings(model=model)
+    if requests and not measure.is_at_hand(settings):
+        note(f"{settings.model} is not here; without it. `gptflow models pull {settings.model}`")
+        requests = 0
+    row = measure.measure(settings, jobs=jobs, items=items, requests=requests)
+    if as_json:
+        click.echo(json.dumps(row))
+    else:
+        print_table(("measured", "value"), row.items())
+
+
 def _work(
     workloads: Sequence[Kind], requests: Path | None, count: int | None
 ) -> Iterator[tuple[str, Draw]]:

@@ -38,8 +38,9 @@ def doctor(session: Session, as_json: bool) -> int:
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": lambda: _packages(settings),
         "plugins": lambda: _plugins(session, settings),
+        "schedules": lambda: _schedules(session, settings),
         "model": lambda: _model(settings),
-        "redis": lambda: _redis(session, settings),
+        "redis": lambda: _redis(settings),
     }
     findings = [finding for name, check in checks.items() for finding in _guarded(name, check)]
     if as_json:
@@ -96,10 +97,23 @@ def _plugins(session: Session, settings: Settings) -> Iterator[Finding]:
             yield Finding(f"plugin {info.name}", "error", info.error.message, info.error.hint)
 
 
+def _schedules(session: Session, settings: Settings) -> Iterator[Finding]:
+    registry = session.registry(settings)
+    for schedule in registry.schedules.values():
+        check = f"schedule {schedule.name}"
+        try:
+            registry.check_schedule(schedule)
+        except GPTFlowError as error:
+            yield Finding(check, "error", error.message, error.hint)
+        else:
+            yield Finding(check, "ok", f"{schedule.task}, {schedule.when}")
+
+
 def _model(settings: Settings) -> Iterator[Finding]:
     from gptflow.models import ModelStore
+    from gptflow.queue.engine_factory import is_scripted
 
-    if settings.model == "scripted":
+    if is_scripted(settings.model):
         yield Finding(
             "model", "warning", "scripted: no model answers", f"GPTFLOW_MODEL={DEFAULT_MODEL}"
         )
@@ -131,7 +145,7 @@ def _model_server(settings: Settings) -> Iterator[Finding]:
         engine.close()
 
 
-def _redis(session: Session, settings: Settings) -> Iterator[Finding]:
+def _redis(settings: Settings) -> Iterator[Finding]:
     if settings.broker_url is None:
         yield Finding("redis", "warning", "none is configured", "gptflow up")
         return
@@ -159,11 +173,15 @@ def _redis(session: Session, settings: Settings) -> Iterator[Finding]:
     skew = abs(server.time - time.time())
     if skew > 2:
         yield Finding("clock", "warning", f"{skew:.1f} s apart from Redis", "run NTP on both")
-    with session.client() as client:
-        workers = client.transport.workers()
-    if not workers:
+    from gptflow.cli.queue import look
+
+    seen = look(settings)
+    yield Finding("queue", "ok", f"{seen.waiting:,} items wait, {seen.running:,} run")
+    if seen.dead:
+        yield Finding("dead jobs", "warning", f"{seen.dead:,} are kept", "gptflow dead list")
+    if not seen.workers:
         yield Finding("workers", "warning", "none is running", "gptflow worker")
-    for worker in workers:
+    for worker in seen.workers:
         yield Finding(
             f"worker {worker.name}", "ok", f"{worker.model}, {worker.in_flight} in flight"
         )

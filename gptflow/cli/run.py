@@ -18,6 +18,7 @@ from gptflow.cli.session import (
     note,
     print_json,
 )
+from gptflow.errors import TaskNotFound
 
 if TYPE_CHECKING:
     from gptflow.job import Job
@@ -57,6 +58,8 @@ def run(
         except KeyboardInterrupt:
             job.cancel()
             raise click.Abort from None
+    if result.error is not None and result.error.code == TaskNotFound.code:
+        session.note_stale_worker(task)
     if as_json:
         print_json(result.as_dict())
         return exit_code(result)

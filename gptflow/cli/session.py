@@ -133,6 +133,14 @@ class Session:
                     note(f"warning [{info.error.code}]: {info.error}")
         return registry
 
+    def note_stale_worker(self, task: str) -> None:
+        """Say what to do where a worker does not know a task that is installed here.
+
+        A worker loads its plugins once, when it starts.
+        """
+        if task in self.registry(self.settings()).tasks:
+            note(f"{task} is installed here, but the worker does not know it: start it again.")
+
 
 @functools.cache
 def _load_registry(only: tuple[str, ...] | None) -> Registry:

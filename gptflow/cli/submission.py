@@ -29,8 +29,9 @@ class Submission:
             are not sent.
 
     Attributes:
-        codes: how many rows ended in each error.
-        sample: one of the errors.
+        refused: how many rows could not be sent.
+        codes: how many of those that were sent ended in each error.
+        sample: one of these errors.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Submission:
         self._error: BaseException | None = None
         self._cancelled = False
         self._thread = threading.Thread(target=self._send_all, name="gptflow-rows", daemon=True)
+        self.refused = 0
         self.codes: Counter[str] = Counter()
         self.sample: ErrorInfo | None = None
 
@@ -170,7 +172,7 @@ class Submission:
 
     def _write_bad(self, name: str, key: str, message: str) -> None:
         error = ErrorInfo(InvalidInput.code, message)
-        self.codes[error.code] += 1
+        self.refused += 1
         if self._outputs.index.line(key) is None:
             self._outputs.write(error_row(name, error), key=key)
         self._outputs.print_ready()

@@ -98,7 +98,7 @@ def submit(
             sha256=known.sha256 if known else None,
             begun=0,
         )
-        return _Run(client, out, errors, known, as_json).run(rows, plan, resume, timeout)
+        return _Run(session, client, out, errors, known, as_json).run(rows, plan, resume, timeout)
 
 
 def _check_options(
@@ -137,7 +137,7 @@ def _leave(batch: OpenBatch, rows: Iterator[Row], errors: Path | None, as_json: 
         raise QueueFull(full.message, retry_after=full.retry_after, hint=hint) from None
     finally:
         outputs.close()
-    bad = sum(submission.codes.values())
+    bad = submission.refused
     if not batch.count:
         note(f"None of the {bad} rows can be sent.")
     elif as_json:
@@ -152,12 +152,14 @@ class _Run:
 
     def __init__(
         self,
+        session: Session,
         client: Client,
         out: Path | None,
         errors: Path | None,
         known: Survey | None,
         as_json: bool,
     ) -> None:
+        self._session = session
         self._client = client
         self._out = out
         self._errors = errors
@@ -273,11 +275,12 @@ class _Run:
                 f"{count - ended} rows have no result in batch {batch.id}: "
                 "the input is not what it was made of."
             )
-        only = submission.codes[TaskNotFound.code]
-        if only == count and submission.sample is not None:
+        unknown = submission.codes[TaskNotFound.code]
+        if submission.sample is not None and unknown == count - submission.refused:
             outputs.finish()
             if self._keeps_note and self._out is not None:
                 BrokenOff.remove(self._out)
+            self._session.note_stale_worker(plan.task)
             raise from_info(submission.sample)
         return PARTIAL if failed else 0
 

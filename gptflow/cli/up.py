@@ -51,19 +51,22 @@ def up(session: Session, demo: bool, workers: int, model: str | None) -> int:
             hint="`gptflow worker` adds a worker to it; with another GPTFLOW_DATA_DIR it has "
             "a server of its own.",
         )
+    # A worker would refuse to start for the same reason, only later and in fewer words.
+    session.registry(settings).require_all()
     _pull_model(settings)
     with _started(session, settings, workers=workers, beat=not demo) as (client, processes):
         if demo:
             from gptflow.cli.demo import run_demo
 
             return run_demo(session, client)
-        note("Ready. In another terminal: gptflow run text.chat 'Hello!'   (Ctrl-C stops)")
         return _watch(processes)
 
 
 def _pull_model(settings: Settings) -> None:
     """Have the model before the worker starts, so that its progress can be seen."""
-    if settings.model == "scripted" or Path(settings.model).is_dir():
+    from gptflow.queue.engine_factory import is_scripted
+
+    if is_scripted(settings.model) or Path(settings.model).is_dir():
         return
     from gptflow.cli.models import report_stages
     from gptflow.models import ModelStore
@@ -101,13 +104,20 @@ def _started(
         processes: dict[str, subprocess.Popen[bytes]] = {}
         for number in range(1, workers + 1):
             processes[f"worker {number}"] = stack.enter_context(
-                _process("worker", session.options, environment)
+                _process("worker", session.options, environment | _ports(settings, number))
             )
         if beat:
             processes[BEAT] = stack.enter_context(_process("beat", session.options, environment))
         _wait_until_ready(client, processes)
         note(f"Worker: ready in {time.monotonic() - started:.1f} s with {settings.model}")
         yield client, processes
+
+
+def _ports(settings: Settings, number: int) -> dict[str, str]:
+    """A port of its own for each worker's metrics, from the settings' one on."""
+    if not settings.metrics_port:
+        return {}
+    return {"GPTFLOW_METRICS_PORT": str(settings.metrics_port + number - 1)}
 
 
 @contextmanager
@@ -191,8 +201,9 @@ def _require_alive(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
 
 
 def _watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> int:
-    """Stay until interrupted; a child that stops by itself ends everything."""
-    try:
+    """Say so and stay until interrupted; a child that stops by itself ends everything."""
+    try:  # before it is said: whoever reads it may interrupt at once
+        note("Ready. In another terminal: gptflow run text.chat 'Hello!'   (Ctrl-C stops)")
         while True:
             _require_alive(processes)
             time.sleep(0.5)

@@ -28,7 +28,12 @@ bound_option = click.option(
     help="Where the model runs.  [default: the settings' device]",
 )
 @click.option("--slots", type=click.IntRange(1, 4096), help="Sequences decoding at once.")
-@click.option("--concurrency", type=click.IntRange(1, 4096), help="Jobs in flight at once.")
+@click.option("--concurrency", type=click.IntRange(1, 4096), help="Messages in flight at once.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve /metrics, /livez and /readyz; 0 takes any free port.  [default: none]",
+)
 @model_option
 @bound_option
 @click.pass_obj
@@ -37,12 +42,15 @@ def worker(
     profile: Literal["cpu", "gpu"] | None,
     slots: int | None,
     concurrency: int | None,
+    metrics_port: int | None,
     model: str | None,
 ) -> int:
     """Start a worker: one resident model that serves every plugin."""
     from gptflow.queue.worker import run_worker
 
-    settings = session.settings(model=model, slots=slots, concurrency=concurrency)
+    settings = session.settings(
+        model=model, slots=slots, concurrency=concurrency, metrics_port=metrics_port
+    )
     return run_worker(settings, profile=profile, log_level=session.log_level)
 
 

@@ -1,12 +1,10 @@
-"""Adapters in memory: loaded while serving, used by alias, dropped when idle or unloaded."""
+"""Adapters: their folders, read and checked, and what is in them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import logging
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +18,12 @@ from gptflow.adapter_info import (
     LORA_CONFIG,
     LORA_WEIGHTS,
     MANIFEST,
-    AdapterInfo,
     combine,
 )
 from gptflow.engine import peft
 from gptflow.engine.lora import LoRABank
 from gptflow.engine.lora_weights import LoRAWeights, Projection
-from gptflow.errors import AdapterCorrupt, AdapterMemoryFull, AdapterMismatch, AdapterNotFound
+from gptflow.errors import AdapterCorrupt, AdapterMismatch, AdapterNotFound
 from gptflow.request import ModelInfo
 
 if TYPE_CHECKING:
@@ -178,208 +175,6 @@ class AdapterReader:
                 f"Adapter {name!r}: {min(tensors)} belongs to no head of its manifest."
             )
         return heads
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Entry:
-    """What an alias stands for; `adapter` is None while it is not resident.
-
-    Attributes:
-        lora: key of its LoRA weights, or empty.
-        users: requests that hold it.
-        used: when one last took it, by the pool's own clock.
-    """
-
-    folder: Path
-    info: AdapterInfo
-    adapter: Adapter | None
-    lora: str
-    users: int = 0
-    used: int = 0
-    loading: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Lease:
-    """An adapter that a request uses: it stays in memory until it is given back."""
-
-    info: AdapterInfo
-    adapter: Adapter
-    _entry: _Entry
-
-
-class AdapterPool:
-    """The adapters that requests can name. Thread-safe; reads files in the caller's thread.
-
-    Adapters that nobody uses make room for others, the least recently used first, and are
-    read again when a request names them.
-
-    Args:
-        limit: bytes of weights to hold.
-    """
-
-    def __init__(self, reader: AdapterReader, limit: int) -> None:
-        self._reader = reader
-        self._limit = limit
-        self._lock = threading.Lock()  # guards what follows
-        self._entries: dict[str, _Entry] = {}
-        self._dropped: list[_Entry] = []  # unloaded or replaced while requests use them
-        self._clock = itertools.count()
-        self.evictions = 0
-        self.reloads = 0
-
-    def stats(self) -> dict[str, int]:
-        """Figures for `TorchEngine.stats`."""
-        with self._lock:
-            return {
-                "adapters": len(self._entries),
-                "adapters_resident": sum(e.adapter is not None for e in self._entries.values()),
-                "adapter_bytes": self._nbytes(),
-                "adapter_evictions": self.evictions,
-                "adapter_reloads": self.reloads,
-            }
-
-    def infos(self) -> dict[str, AdapterInfo]:
-        """All adapters by alias."""
-        with self._lock:
-            return {
-                alias: dataclasses.replace(entry.info, resident=entry.adapter is not None)
-                for alias, entry in self._entries.items()
-            }
-
-    def serves(self, lora: str) -> bool:
-        """Whether some alias stands for an adapter with these LoRA weights, resident or not."""
-        with self._lock:
-            return self._serves(lora)
-
-    def load(self, alias: str, folder: str | Path) -> tuple[AdapterInfo, str]:
-        """Let an alias stand for the adapter in a folder from now on.
-
-        Requests that have begun keep the version that they began with. The folder must stay:
-        an adapter that was dropped for want of room is read from it again.
-
-        Returns:
-            The adapter, and the key of LoRA weights that this took out of service, or nothing.
-
-        Raises:
-            AdapterNotFound, AdapterCorrupt, AdapterMismatch: see `AdapterReader.read`.
-            AdapterMemoryFull: what is in use leaves no room for it.
-        """
-        folder = Path(folder)
-        adapter = self._reader.read(alias, folder)
-        lora = adapter.lora
-        info = AdapterInfo(
-            alias=alias,
-            sha256=adapter.sha256,
-            manifest=adapter.manifest,
-            rank=lora.rank if lora else 0,
-            nbytes=adapter.nbytes,
-        )
-        entry = _Entry(folder, info, adapter, lora=lora.key if lora else "")
-        with self._lock:
-            before = self._entries.get(alias)
-            self._make_room(alias, adapter.nbytes, spare=before)
-            entry.used = next(self._clock)
-            self._entries[alias] = entry
-            return info, self._retire(before) if before else ""
-
-    def unload(self, alias: str) -> str:
-        """Forget an alias. Requests that use it go on; new ones fail.
-
-        Returns:
-            The key of LoRA weights that this took out of service, or nothing.
-
-        Raises:
-            AdapterNotFound: there is no such alias.
-        """
-        with self._lock:
-            entry = self._entries.pop(alias, None)
-            if entry is None:
-                raise self._unknown(alias)
-            return self._retire(entry)
-
-    def acquire(self, alias: str) -> Lease:
-        """The adapter that an alias stands for at this moment, kept until `release`.
-
-        Raises:
-            AdapterNotFound: there is no such alias.
-            AdapterCorrupt: it had been dropped, and its files are no longer what they were.
-            AdapterMemoryFull: what is in use leaves no room for it.
-        """
-        while True:
-            with self._lock:
-                entry = self._entries.get(alias)
-                if entry is None:
-                    raise self._unknown(alias)
-                if entry.adapter is not None:
-                    entry.users += 1
-                    entry.used = next(self._clock)
-                    return Lease(entry.info, entry.adapter, entry)
-            with entry.loading:
-                self._reload(alias, entry)
-
-    def release(self, lease: Lease) -> None:
-        """Give back what `acquire` gave."""
-        entry = lease._entry
-        with self._lock:
-            entry.users -= 1
-            if entry.users == 0 and entry in self._dropped:
-                self._dropped.remove(entry)
-
-    def _reload(self, alias: str, entry: _Entry) -> None:
-        if entry.adapter is not None:
-            return
-        adapter = self._reader.read(alias, entry.folder)
-        if adapter.sha256 != entry.info.sha256:
-            raise AdapterCorrupt(
-                f"Adapter {alias!r}: the files in its folder have changed since it was loaded.",
-                hint="Load it again.",
-            )
-        with self._lock:
-            self._make_room(alias, adapter.nbytes)
-            entry.adapter = adapter
-            self.reloads += 1
-
-    def _serves(self, lora: str) -> bool:
-        return any(entry.lora == lora for entry in self._entries.values())
-
-    def _retire(self, entry: _Entry) -> str:
-        if entry.users:
-            self._dropped.append(entry)
-        return "" if self._serves(entry.lora) else entry.lora
-
-    def _make_room(self, alias: str, nbytes: int, spare: _Entry | None = None) -> None:
-        """Drop idle adapters until so many bytes fit; `spare` is about to go anyway."""
-        free = self._limit - self._nbytes()
-        if spare is not None and spare.adapter is not None and not spare.users:
-            free += spare.adapter.nbytes
-        idle = [
-            e for e in self._entries.values() if e.adapter is not None and not e.users
-            and e is not spare
-        ]  # fmt: skip
-        victims: list[_Entry] = []
-        for entry in sorted(idle, key=lambda e: e.used):
-            if free >= nbytes:
-                break
-            victims.append(entry)
-            free += entry.info.nbytes
-        if free < nbytes:
-            raise AdapterMemoryFull(
-                f"Adapter {alias!r} takes {nbytes} bytes; {max(free, 0)} can be had.",
-                hint="Try again when less is in use, or raise adapter_bytes.",
-            )
-        for entry in victims:
-            entry.adapter = None
-            self.evictions += 1
-            log.info("adapter %s was dropped to make room", entry.info.alias)
-
-    def _nbytes(self) -> int:
-        entries = [*self._entries.values(), *self._dropped]
-        return sum(entry.adapter.nbytes for entry in entries if entry.adapter is not None)
-
-    def _unknown(self, alias: str) -> AdapterNotFound:
-        known = ", ".join(sorted(self._entries)) or "none"
-        return AdapterNotFound(f"No adapter {alias!r} is loaded; loaded: {known}.")
 
 
 def _files(name: str, folder: Path) -> tuple[Manifest | None, dict[str, bytes]]:

@@ -42,7 +42,8 @@ class Baselines:
             scoring = Scoring(
                 key.ids, key.continuations, room=self._room, job_class=first.job_class
             )
-            scoring.lora = first.lora
+            # It may outlive the request that asks first.
+            scoring.adapter = first.adapter.again() if first.adapter else None
             scoring.share = first.share
             self._scheduler.add(scoring, begun=True)  # ahead of the one that waits for it
             self._scorings[key] = scoring
@@ -53,18 +54,18 @@ class Baselines:
         if not scoring.ended:
             if RANK[first.job_class] < RANK[scoring.job_class]:
                 self._scheduler.reclassify(scoring, first.job_class)
-            scoring.owners.append(pending)
+            scoring.owners[pending] = None
             pending.open += 1
 
     def leave(self, pending: Pending) -> None:
         """A request wants its scores no more. Those under way run on: others will want them."""
         scoring = pending.scored_baseline
-        if scoring is None or pending not in scoring.owners:
+        if scoring is None or pending.baseline is None or pending not in scoring.owners:
             return
-        scoring.owners.remove(pending)
+        del scoring.owners[pending]
         if not scoring.owners and scoring.ticket is not None:
             self._scheduler.remove(scoring)
-            self.forget(scoring)
+            self._scorings.pop(pending.baseline, None)
 
     def retire(self, lora: str) -> None:
         """Drop what was computed with some LoRA weights."""

@@ -7,6 +7,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,9 @@ class Grammars:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards what follows; never held while compiling
         self._tokenizer: Any = None
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self._compiled: OrderedDict[str, Future[Any]] = OrderedDict()
 
     def constraint(self, schema: Mapping[str, Any]) -> Constraint:
         """A fresh constraint for a JSON Schema.
@@ -91,14 +92,23 @@ class Grammars:
         except (TypeError, ValueError) as error:
             raise InvalidGrammar(f"The schema is not JSON: {error}.") from None
         with self._lock:
-            matcher = self._compiled.get(key)
-            if matcher is None:
-                matcher = self._compiled[key] = self._compile(key)
+            compiled = self._compiled.get(key)
+            mine = compiled is None
+            if compiled is None:
+                compiled = self._compiled[key] = Future()
                 if len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
-            else:
-                self._compiled.move_to_end(key)
-            return Constraint(matcher.deep_copy(), self._vocabulary.size)
+            self._compiled.move_to_end(key)
+        if mine:  # whoever needs another schema does not wait for this one
+            try:
+                compiled.set_result(self._compile(key))
+            except BaseException as error:
+                with self._lock:
+                    if self._compiled.get(key) is compiled:
+                        del self._compiled[key]
+                compiled.set_exception(error)
+                raise
+        return Constraint(compiled.result().deep_copy(), self._vocabulary.size)
 
     def _compile(self, schema: str) -> Any:
         try:
@@ -107,12 +117,13 @@ class Grammars:
             raise MissingDependency(
                 "The Json head needs llguidance.", hint='pip install "gptflow[runtime]"'
             ) from None
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(
-                self._vocabulary.json,
-                n_vocab=self._vocabulary.size,
-                eos_token=sorted(self._vocabulary.eos_ids) or None,
-            )
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer(
+                    self._vocabulary.json,
+                    n_vocab=self._vocabulary.size,
+                    eos_token=sorted(self._vocabulary.eos_ids) or None,
+                )
         try:
             grammar = LLMatcher.grammar_from_json_schema(schema, defaults=_LAYOUT)
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-_HALF = "\ufffd"  # what a decoder writes for bytes that are not a whole character yet
+_HALF = "\ufffd"
+"""What a decoder writes for bytes that are not a whole character yet, or never will be."""
+
+_TAIL = 3
+"""Tokens that a character may still lack: it has four bytes at most, and a token at least one."""
+
+_HELD = 8
+"""Tokens held back at most before those are taken that no character can lack."""
 
 
 class Detokenizer:
@@ -40,10 +47,26 @@ class Detokenizer:
     def _take(self, *, final: bool) -> str:
         before = self._decode(self._tokens[self._context : self._done])
         after = self._decode(self._tokens[self._context :])
-        if final or not after.endswith(_HALF):
+        end = len(self._tokens)
+        if not final and after.endswith(_HALF):
+            end = self._whole(after) if end - self._done >= _HELD else self._done
+            after = self._decode(self._tokens[self._context : end])
+        if end > self._done:
             self.text += after[len(before) :]
-            self._context, self._done = self._done, len(self._tokens)
+            self._context, self._done = self._done, end
         return self._emit(len(self.text) if final else self._certain())
+
+    def _whole(self, after: str) -> int:
+        """Where to part held tokens that decode to `after`, so that it is not between bytes.
+
+        Without this each token of a long run of broken characters would decode all of them.
+        """
+        last = len(self._tokens)
+        for end in range(last - _TAIL, last):
+            head = self._decode(self._tokens[self._context : end])
+            if head + self._decode(self._tokens[end:]) == after:
+                return end
+        return last - _TAIL if last - self._done >= 2 * _HELD else self._done
 
     def _certain(self) -> int:
         """Where the text ends that cannot be the start of a stop string."""

@@ -6,9 +6,10 @@ Each step takes what has arrived, drops what was cancelled or is too late, lets 
 pick rows of many requests, runs them through the model together, and gives each sequence what
 its head reads off.
 
-A request that goes wrong fails alone. Where the model itself fails, nobody can tell by whose
-fault: all sequences of that step fail, and may be tried again. The engine goes on with the
-next step, but stops for good after a few that failed in a row.
+A request that goes wrong fails alone. Where the model itself fails on a step, its sequences are
+run apart once, and those fail that it fails on again. If it fails on all of them, it is given one
+token that is nobody's: the engine stops for good after a few steps in a row whose failure is not
+the requests'.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch
 
 from gptflow.adapter_info import AdapterInfo
 from gptflow.engine import deadlines, memory
-from gptflow.engine.adapters import AdapterPool, AdapterReader
+from gptflow.engine.adapter_pool import AdapterPool
+from gptflow.engine.adapters import AdapterReader
 from gptflow.engine.baselines import Baselines
 from gptflow.engine.cuda import Operations
 from gptflow.engine.deadlines import Deadlines
@@ -34,14 +36,14 @@ from gptflow.engine.intake import Intake
 from gptflow.engine.lora import LoRABank
 from gptflow.engine.lora_weights import Projection
 from gptflow.engine.native import Library
-from gptflow.engine.outcomes import Outcomes, told
-from gptflow.engine.pending import Pending, fail, succeed
+from gptflow.engine.outcomes import Outcomes
+from gptflow.engine.pending import Pending, fail, succeed, told
 from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.prepare import Preparer
 from gptflow.engine.reading import Reader
 from gptflow.engine.runner import Runner
 from gptflow.engine.scheduler import Scheduler
-from gptflow.engine.sequence import Chunk, Decoding
+from gptflow.engine.sequence import Chunk, Decoding, Sequence
 from gptflow.engine.sharing import Sharing
 from gptflow.engine.statistics import Statistics, gauges
 from gptflow.engine.tokenizer import Vocabulary
@@ -54,7 +56,7 @@ from gptflow.request import ModelInfo, Request
 log = logging.getLogger(__name__)
 
 _FAILED_STEPS = 3
-"""Steps that fail in a row before the engine gives up: then it is not one request's fault."""
+"""Steps in a row on which the model failed whatever it was given, before the engine gives up."""
 
 
 class TorchEngine:
@@ -65,7 +67,9 @@ class TorchEngine:
             it from here on.
         tokenizer: its vocabulary.
         info: what the model is called; `context` is cut to what model and slots hold.
-        slots: sequences that run at the same time.
+        slots: sequences that decode at the same time.
+        prefill_slots: sequences that only read a prompt, besides these; None for as many as
+            `memory.settle` finds fit, 0 to have all sequences share the slots.
         slot_tokens: most tokens of one sequence.
         threads: of the CPU; None leaves torch's own choice.
         step_tokens: rows of one step while something decodes. More makes prompts faster and
@@ -75,7 +79,8 @@ class TorchEngine:
         cache_dtype: of keys and values; by default the weights' own.
         library: the compiled kernels, to run attention on them.
         lora: of the model, where some of its layers call it themselves; by default a new one.
-        adapter_bytes: weights of adapters to hold; those in use never give way to others.
+        adapter_bytes: weights of adapters to hold. Those that run never give way to others; a
+            request waits until its own has room.
         kv_bytes: most memory for keys and values. By default all slots may be full at the
             same time or, where the system can tell and has less, as many as fit: a sequence
             then waits until its worst case has room.
@@ -92,6 +97,7 @@ class TorchEngine:
         info: ModelInfo,
         *,
         slots: int = 64,
+        prefill_slots: int | None = None,
         slot_tokens: int = 2048,
         threads: int | None = None,
         step_tokens: int = 256,
@@ -113,21 +119,24 @@ class TorchEngine:
             dtype=info.dtype or str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
         )
+        self._lora = lora or LoRABank.for_model(
+            model, places=slots + (prefill_slots or slots), library=library
+        )
         self._slots = memory.settle(
             model.config,
             slots=slots,
+            beside=prefill_slots,
             length=context,
             like=weight,
             dtype=cache_dtype,
             asked=kv_bytes,
             # The copies of prompts that several continuations share are bounded like prefixes.
-            kept=2 * prefix_bytes + adapter_bytes,
+            kept=2 * prefix_bytes + adapter_bytes + self._lora.limit(adapter_bytes),
             rows=max(prefill_tokens, step_tokens),
             token_major=True if operations is not None else None,
         )
         self._vocabulary = tokenizer
         self._threads = threads
-        self._lora = lora or LoRABank.for_model(model, places=slots, library=library)
         self._lora.attach(model)
         self._runner = Runner(model, self._slots, tokenizer.size, library, self._lora, operations)
         self._adapters = AdapterPool(
@@ -199,6 +208,7 @@ class TorchEngine:
             AdapterNotFound: there is no adapter in the folder.
             AdapterCorrupt: a file is missing, malformed or altered.
             AdapterMismatch: it was made for another model, or does what is not served.
+            AdapterTooLarge: it alone takes more than all may take together.
             AdapterMemoryFull: adapters in use leave no room for it.
         """
         info, retired = self._adapters.load(alias, folder)
@@ -227,11 +237,13 @@ class TorchEngine:
     def stats(self) -> Mapping[str, Any]:
         """How the engine is doing, for JSON. Times are in milliseconds.
 
-        The counters of `Statistics`, and of this moment or since the start:
+        The counters and histograms of `Statistics`, and of this moment or since the start:
 
             running, waiting      sequences with and without a slot
             waiting_by_class      the latter, by class
-            slots, slots_used     places in the key-value cache
+            slots, slots_used     places in the key-value cache for sequences that decode
+            prefill_slots, prefill_slots_used
+                                  and for those that only read a prompt
             kv_tokens, kv_bytes   what the running sequences hold there now
             kv_tokens_reserved    what they may come to hold, in whole pages of memory
             kv_tokens_limit       what there is room for
@@ -239,6 +251,7 @@ class TorchEngine:
                                   the prefix cache: entries, uses since the start, size
             adapters, adapters_resident, adapter_bytes
                                   that can be named, those in memory, what they take
+            adapter_stack_bytes   and, besides, copies of their matrices side by side
             adapter_evictions, adapter_reloads
                                   idle ones dropped for want of room, and read again
             baselines             content-free scores at hand or under way
@@ -257,6 +270,7 @@ class TorchEngine:
         return {
             **values,
             **self._adapters.stats(),
+            "adapter_stack_bytes": self._lora.nbytes,
             "baselines": len(self._baselines),
             "model": self._info.id,
             "dtype": self._info.dtype,
@@ -334,7 +348,7 @@ class TorchEngine:
         self._statistics.requests += 1
         self._deadlines.add(pending)
         for sequence in pending.sequences:
-            sequence.owners.append(pending)
+            sequence.owners[pending] = None
             sequence.share = (request.tenant, request.plugin)
             if request.deadline is not None:
                 sequence.deadline = request.deadline
@@ -353,36 +367,90 @@ class TorchEngine:
         phases = Phases()
         with phases("plan"):
             chunks = self._scheduler.plan()
+        for sequence, error in self._scheduler.take_refused():
+            self._outcomes.abandon(sequence, error)
         if not chunks:  # all that was waiting has just been dropped
             return
         asked = self._intake.take_traces()
         trace = Trace(chunks, phases) if asked else None
         failed: str | None = None
         try:
-            self._compute(chunks, phases)
+            hidden = self._forward(chunks, phases)
         except Exception as error:
             failed = type(error).__name__
-            self._failed_steps += 1
-            if self._failed_steps == _FAILED_STEPS:
-                raise
             log.exception("a step of the model has failed")
-            failure = StepFailed(f"The model failed on a step: {failed}.")
-            for chunk in chunks:
-                self._outcomes.abandon(chunk.sequence, failure)
+            if not self._compute_apart(chunks, phases, failed) and not self._works():
+                self._failed_steps += 1
+                if self._failed_steps == _FAILED_STEPS:
+                    raise
+            else:
+                self._failed_steps = 0
         else:
-            self._failed_steps = 0
+            if self._read(chunks, hidden, phases):
+                self._failed_steps = 0
         finally:
             if trace is not None:
                 made = trace.as_dict(step=self._statistics.steps, failed=failed)
                 for future in asked:
                     self._outcomes.later(succeed, future, made)
 
-    def _compute(self, chunks: list[Chunk], phases: Phases) -> None:
-        running = len(self._scheduler.running)
+    def _compute_apart(self, chunks: list[Chunk], phases: Phases, failed: str) -> bool:
+        """Run the sequences of a step that failed one by one; False if all of them fail."""
+        worked = False
+        for chunk in chunks:
+            try:
+                # What failed alone need not be tried again. What failed with others has
+                # written nothing that it would not write again.
+                hidden = self._forward([chunk], phases) if len(chunks) > 1 else None
+            except Exception as error:  # noqa: BLE001  the request's future carries its name
+                failed, hidden = type(error).__name__, None
+            if hidden is None:
+                failure = StepFailed(f"The model failed on a step of this request: {failed}.")
+                self._outcomes.abandon(chunk.sequence, failure)
+            else:
+                worked |= self._read([chunk], hidden, phases)
+        return worked
+
+    def _works(self) -> bool:
+        """Whether the model computes one token that is nobody's. Some slot is free."""
+        probe = Sequence([0])
+        probe.slot = self._slots.take(1, decodes=self._slots.free > 0)
+        try:
+            self._runner.forward([Chunk(probe, 0, 1)])
+        except Exception:
+            log.exception("the model fails on anything")
+            return False
+        finally:
+            self._slots.release(probe.slot, used=1, wipe=True)
+        return True
+
+    def _forward(self, chunks: list[Chunk], phases: Phases) -> torch.Tensor:
         with phases("forward"):
             hidden = self._runner.forward(chunks)
             for chunk in chunks:
                 chunk.sequence.done = chunk.stop
+        return hidden
+
+    def _read(self, chunks: list[Chunk], hidden: torch.Tensor, phases: Phases) -> bool:
+        """Give each sequence what its head reads; False if that failed for all of them."""
+        try:
+            self._take(chunks, hidden, phases)
+        except Exception as error:
+            self._failed_steps += 1
+            if self._failed_steps == _FAILED_STEPS:
+                raise
+            # Somebody may have got a token and somebody not: no sequence can be gone on with.
+            log.exception("reading a step of the model has failed")
+            failure = StepFailed(f"A step of the model could not be read: {type(error).__name__}.")
+            for chunk in chunks:
+                if chunk.sequence.slot is not None:
+                    self._outcomes.abandon(chunk.sequence, failure)
+            return False
+        return True
+
+    def _take(self, chunks: list[Chunk], hidden: torch.Tensor, phases: Phases) -> None:
+        running = len(self._scheduler.running)
+        occupancy = 1 - self._slots.free / self._slots.slots
         with phases("share"):
             self._sharing.keep(chunks)
         self._reader.read(chunks, hidden, phases)
@@ -392,4 +460,4 @@ class TorchEngine:
                 if sequence.slot is not None and sequence.ended:
                     with self._outcomes.alone(sequence):
                         self._outcomes.end(sequence)
-        self._statistics.step(phases, rows=len(hidden), running=running, slots=self._slots.slots)
+        self._statistics.step(phases, rows=len(hidden), running=running, occupancy=occupancy)

@@ -85,6 +85,10 @@ class FairQueue:
         self._queues[sequence.share].remove(sequence)
         self._length -= 1
 
+    def counter(self, share: Share) -> int:
+        """The work done for a share, as far as it is remembered."""
+        return self._counters.get(share, 0)
+
     def charge(self, share: Share, tokens: int) -> None:
         """Count work done for a share."""
         self._counters[share] = self._counters.get(share, 0) + tokens

@@ -2,6 +2,10 @@
 
 After a cold start many requests with the same template arrive at once. The first computes the
 template's rows; the others get their slots, and copy those rows a step later.
+
+A sequence that waits may lead others only to beginnings longer than the one it waits for. So
+along any chain of waiting the beginnings get shorter, and whoever stands at its end computes:
+nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -10,16 +14,20 @@ from gptflow.engine.prefix import Ids, Scope
 from gptflow.engine.sequence import Sequence
 from gptflow.engine.waiting import RANK
 
-_LEADERS = 256
-"""Beginnings to remember before those that nobody computes any more are dropped."""
+Beginning = tuple[Scope, Ids]
 
 
 class Following:
-    """Who computes which beginning, and who waits for it."""
+    """Who computes which beginning, and who waits for it. All of them hold slots."""
 
     def __init__(self) -> None:
-        self._leaders: dict[tuple[Scope, Ids], Sequence] = {}
-        self._followers: dict[Sequence, tuple[Sequence, int]] = {}
+        self._leaders: dict[Beginning, Sequence] = {}
+        self._led: dict[Sequence, list[Beginning]] = {}
+        self._followed: dict[Sequence, Beginning] = {}  # in the order of their admission
+
+    def __len__(self) -> int:
+        """How many sequences it knows of."""
+        return len(self._led.keys() | self._followed.keys())
 
     def start(self, sequence: Sequence) -> int:
         """Take in a sequence that has just got a slot, with what the cache had for it.
@@ -27,42 +35,61 @@ class Following:
         Returns:
             How many tokens it is going to copy from another one; 0 if it need not wait.
         """
-        self._followers.pop(sequence, None)
         prefix = sequence.prefix
         if prefix is None:
             return 0
-        if len(self._leaders) > _LEADERS:
-            self._leaders = {
-                key: leader
-                for key, leader in self._leaders.items()
-                if _computes(leader, len(key[1]))
-            }
-        for scope, tokens in prefix.parts(sequence.done, len(prefix.ids)):
-            key = scope, prefix.ids[:tokens]
-            leader = self._leaders.get(key)
+        coming = 0
+        for scope, tokens in sorted(
+            prefix.parts(sequence.done, len(prefix.ids)), key=lambda part: -part[1]
+        ):
+            beginning = scope, prefix.ids[:tokens]
+            leader = self._leaders.get(beginning)
+            if leader is sequence:
+                continue
             # Nobody waits for one that has less urgent rows to compute.
             if (
-                leader is None
-                or not _computes(leader, tokens)
-                or RANK[leader.job_class] > RANK[sequence.job_class]
+                leader is not None
+                and leader.done < tokens
+                and RANK[leader.job_class] <= RANK[sequence.job_class]
             ):
-                self._leaders[key] = sequence
-            else:
-                self._followers[sequence] = leader, tokens
-        return self._followers[sequence][1] if sequence in self._followers else 0
+                self._followed[sequence] = beginning
+                coming = tokens
+                break
+            self._leaders[beginning] = sequence
+            self._led.setdefault(sequence, []).append(beginning)
+        return coming
 
     def follows(self, sequence: Sequence) -> bool:
         """Whether it has been waiting for another one, until now at least."""
-        return sequence in self._followers
+        return sequence in self._followed
 
     def waits(self, sequence: Sequence) -> bool:
         """Whether what it waits for is still being computed."""
-        return _computes(*self._followers[sequence])
+        beginning = self._followed[sequence]
+        leader = self._leaders.get(beginning)
+        return leader is not None and leader.done < len(beginning[1])
 
     def stop(self, sequence: Sequence) -> None:
-        """It follows nobody any more."""
-        self._followers.pop(sequence, None)
+        """It follows nobody any more, and goes on by itself."""
+        self._followed.pop(sequence, None)
 
+    def leave(self, sequence: Sequence) -> None:
+        """Forget a sequence that loses its slot.
 
-def _computes(leader: Sequence, tokens: int) -> bool:
-    return leader.slot is not None and leader.done < tokens
+        Where it had not come to the end of a beginning, the most urgent of those that waited
+        for it computes that in its place, and the others wait for this one.
+        """
+        self._followed.pop(sequence, None)
+        orphaned: set[Beginning] = set()
+        for beginning in self._led.pop(sequence, ()):
+            if self._leaders.get(beginning) is sequence:
+                del self._leaders[beginning]
+                if sequence.done < len(beginning[1]):
+                    orphaned.add(beginning)
+        if not orphaned:
+            return
+        left = [other for other, theirs in self._followed.items() if theirs in orphaned]
+        for other in left:
+            del self._followed[other]
+        for other in sorted(left, key=lambda other: RANK[other.job_class]):
+            self.start(other)

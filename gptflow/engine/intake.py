@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -62,8 +63,10 @@ class Intake:
                 raise refused
             self._in_flight[id_] = pending
             self._arrived.append(pending)
+            # Neither holds the request: its owner may keep the future for ever.
+            pending.leave = functools.partial(self._leave, id_)
+            pending.future.add_done_callback(functools.partial(self._settled, id_))
             self._changed.notify()
-        pending.future.add_done_callback(lambda future: self._settled(pending, future))
 
     def cancel(self, id_: str) -> bool:
         """Cancel a request's future; False if it had ended."""
@@ -116,9 +119,18 @@ class Intake:
             pendings = [*self._in_flight.values(), *(p for p in self._cancelled if not p.closed)]
             return [*(pending.future for pending in pendings), *self._traces]
 
-    def _settled(self, pending: Pending, future: Future[Raw]) -> None:
+    def _leave(self, id_: str) -> None:
+        """A request is about to have its answer: another one may take its id."""
         with self._changed:
-            self._in_flight.pop(pending.request.id, None)
+            self._in_flight.pop(id_, None)
+
+    def _settled(self, id_: str, future: Future[Raw]) -> None:
+        """Its owner has cancelled a request, if it is still here."""
+        with self._changed:
+            pending = self._in_flight.get(id_)
+            if pending is None or pending.future is not future:
+                return
+            del self._in_flight[id_]
             if future.cancelled():
                 self._cancelled.append(pending)
                 self._changed.notify()

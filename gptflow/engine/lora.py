@@ -123,6 +123,17 @@ class LoRABank:
         """What it holds beside the adapters themselves."""
         return self._places.nbytes
 
+    def limit(self, adapter_bytes: int) -> int:
+        """Bound what it holds beside adapters that may take so many bytes.
+
+        Returns:
+            The bound. Where kernels read the matrices in their places, only adapters of ranks
+            that these do not serve are stacked.
+        """
+        bound = adapter_bytes // (8 if self._library is not None else 2)
+        self._places.limit = bound
+        return bound
+
     @property
     def generation(self) -> int:
         """Grows when the stacked matrices move, which invalidates recorded CUDA graphs."""

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 _MARGIN = 0.1
 """Share of what is available that is left to everything else."""
 
-_LOGIT_ROWS = 128
-"""Rows that scoring takes at a time, as `Runner`."""
+_SCORED_BYTES = 64 << 20
+"""Logits that scoring holds at a time, as `Runner`."""
 
 _UNLIMITED = 1 << 60
 """Control groups of the first version write a huge number where there is no limit."""
@@ -28,6 +28,7 @@ def settle(
     config: Any,
     *,
     slots: int,
+    beside: int | None = None,
     length: int,
     like: torch.Tensor,
     dtype: torch.dtype | None,
@@ -39,6 +40,8 @@ def settle(
     """Slots for a model that is loaded already, with a budget that the machine can fill.
 
     Args:
+        beside: slots for sequences that only read a prompt; by default as many again where
+            they cost address space alone, and a quarter where they cost memory.
         like: a weight of the model.
         dtype: of keys and values; by default the weight's.
         asked: bytes that they may take at most; None for what is available.
@@ -50,18 +53,22 @@ def settle(
         ConfigError: there is not enough memory.
     """
     token_bytes = KVSlots.token_bytes(config, dtype or like.dtype)
+    lazy = KVSlots.lazy(like.device)
+    if beside is None:
+        beside = slots if lazy else max(slots // 4, 1)
     budget = kv_budget(
-        slots=slots,
+        slots=slots + beside,
         slot_tokens=length,
         token_bytes=token_bytes,
         other_bytes=kept + step_bytes(config, rows=rows, drawing=slots),
         asked=asked,
         available=available(like.device),
-        lazy=KVSlots.lazy(like.device),
+        lazy=lazy,
     )
     log.info(
-        "key-value cache: %d slots of %d tokens, %s at most",
+        "key-value cache: %d slots and %d for prompts alone, of %d tokens, %s at most",
         slots,
+        beside,
         length,
         _mib(budget * token_bytes),
     )
@@ -73,6 +80,7 @@ def settle(
         dtype=dtype,
         budget=budget,
         token_major=token_major,
+        beside=beside,
     )
 
 
@@ -106,9 +114,9 @@ def step_bytes(config: Any, *, rows: int, drawing: int) -> int:
     inner: int = getattr(config, "intermediate_size", None) or 4 * hidden
     # The residual, its norm, query, key and value; gate, up and their product.
     activations = rows * (8 * hidden + 3 * inner)
-    # Sampling works on the logits, a copy and their sorted or shaped form.
-    logits: int = 3 * max(drawing, _LOGIT_ROWS) * config.vocab_size
-    return 4 * (activations + logits)
+    # Both work on the logits, a copy and their sorted or shaped form.
+    logits: int = 3 * max(4 * drawing * config.vocab_size, _SCORED_BYTES)
+    return 4 * activations + logits
 
 
 def kv_budget(

@@ -14,12 +14,12 @@ from typing import Any
 
 from gptflow.engine.baselines import Baselines
 from gptflow.engine.events import Events
-from gptflow.engine.pending import Pending, fail
+from gptflow.engine.pending import Pending, told
 from gptflow.engine.scheduler import Scheduler
 from gptflow.engine.scoring import Scoring
 from gptflow.engine.sequence import Decoding, Readout, Sequence
 from gptflow.engine.statistics import Statistics
-from gptflow.errors import EngineError, GPTFlowError, raised_at
+from gptflow.errors import EngineError, GPTFlowError
 from gptflow.request import Delta
 
 log = logging.getLogger(__name__)
@@ -71,13 +71,13 @@ class Outcomes:
                 self._statistics.answered(pending)
                 self._events.record_request("ended", pending.request)
                 self.later(pending.resolve)
-        sequence.owners = []
+        sequence.owners = {}
 
     def abandon(self, sequence: Sequence, error: GPTFlowError) -> None:
         """Take a sequence out that has gone wrong, and fail the requests that wait for it."""
         if isinstance(sequence, Scoring):
             self._baselines.forget(sequence)
-        owners, sequence.owners = sequence.owners, []
+        owners, sequence.owners = sequence.owners, {}
         self._scheduler.remove(sequence, wipe=True)
         for pending in owners:
             self.fail(pending, error)
@@ -88,7 +88,7 @@ class Outcomes:
             self._drop(pending)
             self._statistics.failures[error.code] += 1
             self._events.record_request("failed", pending.request, error.code)
-            self.later(fail, pending.future, error)
+            self.later(pending.fail, error)
 
     def cancel(self, pending: Pending) -> None:
         """Stop what runs for a request whose future was cancelled."""
@@ -104,7 +104,7 @@ class Outcomes:
         for sequence in pending.sequences:
             # It may have gone wrong already, with nobody having looked yet.
             self._scheduler.remove(sequence, wipe=True)
-            sequence.owners = []
+            sequence.owners = {}
         self._baselines.leave(pending)
 
     def emit(self, sequence: Decoding) -> None:
@@ -114,15 +114,6 @@ class Outcomes:
         for pending in sequence.owners:
             if pending.request.on_delta is not None:
                 self.later(_tell, pending, Delta(text, sequence.sample))
-
-
-def told(error: Exception, doing: str, requests: str) -> GPTFlowError:
-    """What to tell the caller of a request: never an exception's own words, which may quote."""
-    if isinstance(error, GPTFlowError):
-        return error
-    name = type(error).__name__
-    log.error("%s %s raised %s (%s)", doing, requests, name, raised_at(error, "gptflow"))
-    return EngineError(f"{doing.capitalize()} the request failed: {name}.")
 
 
 def _tell(pending: Pending, delta: Delta) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gptflow.engine.scoring import Scoring
 from gptflow.engine.sequence import Sequence
-from gptflow.errors import EngineError, GPTFlowError
+from gptflow.errors import EngineError, GPTFlowError, raised_at
 from gptflow.heads import Raw
 from gptflow.request import Request
 
@@ -38,6 +38,8 @@ class Pending:
         answer: makes the result when all of them have ended.
         baseline: scores it needs besides, which other requests may need too.
         submitted_at: when it was prepared, by `time.perf_counter`.
+        leave: called before the future is settled, so that who waits for it finds the request
+            gone.
         closed: it has its answer, or will never have one.
     """
 
@@ -48,6 +50,7 @@ class Pending:
     future: Future[Raw] = dataclasses.field(default_factory=Future)
     scored_baseline: Scoring | None = None
     submitted_at: float = dataclasses.field(default_factory=time.perf_counter)
+    leave: Callable[[], None] = lambda: None
     open: int = 0
     closed: bool = False
 
@@ -55,13 +58,25 @@ class Pending:
         """Set the result. Called off the engine's thread: it decodes and parses."""
         try:
             result = self.answer(self.scored_baseline)
-        except GPTFlowError as error:
-            fail(self.future, error)
-        except Exception as error:
-            log.exception("the answer of request %s could not be made", self.request.id)
-            fail(self.future, EngineError(f"The answer could not be made: {error}."))
+        except Exception as error:  # noqa: BLE001  the future carries it
+            self.fail(told(error, "answering", self.request.id))
         else:
+            self.leave()
             succeed(self.future, result)
+
+    def fail(self, error: GPTFlowError) -> None:
+        """Set the exception."""
+        self.leave()
+        fail(self.future, error)
+
+
+def told(error: Exception, doing: str, requests: str) -> GPTFlowError:
+    """What to tell the caller of a request: never an exception's own words, which may quote."""
+    if isinstance(error, GPTFlowError):
+        return error
+    name = type(error).__name__
+    log.error("%s %s raised %s (%s)", doing, requests, name, raised_at(error, "gptflow"))
+    return EngineError(f"{doing.capitalize()} the request failed: {name}.")
 
 
 def succeed(future: Future[Any], result: object) -> None:
@@ -72,5 +87,14 @@ def succeed(future: Future[Any], result: object) -> None:
 
 def fail(future: Future[Any], error: GPTFlowError) -> None:
     """Set the exception, unless the future was cancelled."""
+    _forget_frames(error)
     if future.set_running_or_notify_cancel():
         future.set_exception(error)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the frames that an exception came through: they hold what was computed there."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__

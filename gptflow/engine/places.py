@@ -37,11 +37,35 @@ class StagedRows:
             self._placed.add_(x, y, *self._places.matrices(projection))
 
 
+class LooseRows:
+    """The rows of a step, each adapter's matrices where they lie: slower, and takes no memory."""
+
+    mask = None
+
+    def __init__(self, rows: AdapterRows[LoRAWeights], dtype: torch.dtype) -> None:
+        self._segments = rows.segments
+        self._dtype = dtype
+
+    def add_(self, projection: Projection, x: torch.Tensor, y: torch.Tensor) -> None:
+        for start, stop, weights in self._segments:
+            if projection.group in weights.groups:
+                a, b = (
+                    part[projection.index].to(self._dtype)
+                    for part in weights.groups[projection.group]
+                )
+                y[start:stop] += ((x[start:stop].to(self._dtype) @ a.T) @ b).to(y.dtype)
+
+
 class Places:
     """Stacked matrices, and which adapter lies where; the least recently used ones give way.
 
+    They are as large as the largest rank times the number of places. Where that would take
+    more than the limit, they shrink to what a step needs and, if that is too much, a step does
+    without them.
+
     Args:
         most: adapters in one step.
+        limit: bytes that they may take.
         dtype: to hold the matrices in.
         masked: send every row through every adapter and mask, as long as they are not too
             many.
@@ -52,8 +76,15 @@ class Places:
     """
 
     def __init__(
-        self, *, most: int, device: torch.device, dtype: torch.dtype, masked: bool
+        self,
+        *,
+        most: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        masked: bool,
+        limit: int | None = None,
     ) -> None:
+        self.limit = limit
         self.generation = 0
         self._masked = masked
         self._most = most
@@ -69,10 +100,11 @@ class Places:
         """What the places take."""
         return sum(a.nbytes + b.nbytes for a, b in self._stages.values())
 
-    def stage(self, rows: AdapterRows[LoRAWeights]) -> StagedRows:
+    def stage(self, rows: AdapterRows[LoRAWeights]) -> StagedRows | LooseRows:
         """Bring the adapters of a step to their places."""
         used = {weights.key: weights for _, _, weights in rows.segments}
-        self._prepare(used)
+        if not self._prepare(used):
+            return LooseRows(rows, self._dtype)
         placed = AdapterRows(
             tuple((start, stop, self._places[w.key]) for start, stop, w in rows.segments),
             rows=rows.rows,
@@ -93,19 +125,43 @@ class Places:
         return a[projection.index], b[projection.index]
 
     def forget(self, key: str) -> None:
-        """Free the place of an adapter that has been unloaded."""
-        self._places.pop(key, None)
+        """Free the place of an adapter that has been unloaded, and with the last one all."""
+        if self._places.pop(key, None) is not None and not self._places:
+            self._clear()
 
-    def _prepare(self, used: Mapping[str, LoRAWeights]) -> None:
-        """Give every adapter of a step a place."""
+    def _prepare(self, used: Mapping[str, LoRAWeights]) -> bool:
+        """Give every adapter of a step a place; False if that would take too much memory."""
+        count, rank = len(used), max(weights.rank for weights in used.values())
+        if not self._fits(max(count, self._count), max(rank, self._rank), used):
+            if not self._fits(count, rank, used):
+                return False
+            self._clear()
         for key in used.keys() & self._places.keys():
             self._places.move_to_end(key)
-        self._grow(len(used), max(weights.rank for weights in used.values()))
+        self._grow(count, rank, used)
         for key, weights in used.items():
             if key not in self._places:
                 place = self._take()
                 self._places[key] = place
                 self._fill(place, weights)
+        return True
+
+    def _fits(self, places: int, rank: int, used: Mapping[str, LoRAWeights]) -> bool:
+        """Whether so many places of such a rank stay within the limit."""
+        if self.limit is None:
+            return True
+        groups = dict(self._stages)
+        for weights in used.values():
+            groups |= weights.groups
+        numbers = sum(a.shape[0] * (a.shape[-1] + b.shape[-1]) for a, b in groups.values())
+        return places * rank * numbers * self._dtype.itemsize <= self.limit
+
+    def _clear(self) -> None:
+        """Give all memory back."""
+        self._count = self._rank = 0
+        self._places.clear()
+        self._stages.clear()
+        self.generation += 1
 
     def _take(self) -> int:
         taken = set(self._places.values())
@@ -115,12 +171,13 @@ class Places:
         # Those in use were moved to the end, and there are enough places for all.
         return self._places.popitem(last=False)[1]
 
-    def _grow(self, places: int, rank: int) -> None:
+    def _grow(self, places: int, rank: int, used: Mapping[str, LoRAWeights]) -> None:
         """Make room for so many adapters of such a rank."""
         if places <= self._count and rank <= self._rank:
             return
         if places > self._count:
-            self._count = max(places, min(2 * self._count, self._most))
+            roomy = max(places, min(2 * self._count, self._most))
+            self._count = roomy if self._fits(roomy, max(rank, self._rank), used) else places
         self._rank = max(rank, self._rank)
         self.generation += 1
         for group, old in tuple(self._stages.items()):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import weakref
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from gptflow.engine import trained
-from gptflow.engine.adapters import AdapterPool, Lease, LinearHead
+from gptflow.engine.adapter_pool import AdapterPool, Lease
 from gptflow.engine.constraints import Grammars
 from gptflow.engine.detokenizer import Detokenizer
 from gptflow.engine.pending import BaselineKey, Pending
@@ -69,7 +71,7 @@ class Preparer:
         """Encode the prompt and lay out the sequences.
 
         The adapter is the one that its alias stands for now, and stays so for the whole
-        request; it is read from its folder here if it is not in memory.
+        request. Its weights are needed only once the request begins.
 
         Raises:
             GPTFlowError: the request cannot be served, whatever else the engine does.
@@ -77,12 +79,8 @@ class Preparer:
         alias = request.head.adapter
         if alias is None:
             return self._lay_out(request, None)
-        lease = self._adapters.acquire(alias)
-        try:
-            pending = self._lay_out(request, lease)
-        except BaseException:
-            self._adapters.release(lease)
-            raise
+        lease = self._adapters.lease(alias)
+        pending = self._lay_out(request, lease)
         answer = pending.answer
 
         def signed(blank: Scoring | None) -> Raw:
@@ -90,12 +88,13 @@ class Preparer:
 
         pending.answer = signed
         for sequence in pending.sequences:
-            sequence.lora = lease.adapter.lora
-        pending.future.add_done_callback(lambda _: self._adapters.release(lease))
+            sequence.adapter = lease
+        # Whoever keeps the future keeps no adapter.
+        pending.future.add_done_callback(functools.partial(_end, weakref.ref(lease)))
         return pending
 
     def _lay_out(self, request: Request, lease: Lease | None) -> Pending:
-        lora = lease.adapter.lora.key if lease and lease.adapter.lora else ""
+        lora = lease.lora if lease else ""
         match request.head, lease:
             case Generate() as head, _:
                 return self._generate(request, head, lora)
@@ -207,18 +206,18 @@ class Preparer:
         return Pending(request, [sequence], answer)
 
     def _trained_score(self, request: Request, lease: Lease, lora: str) -> Pending:
-        manifest, heads = _trained(lease)
+        manifest = _trained(lease)
         name = manifest.head("score")
         sequence = self._pooling(request, manifest.pooling, lora)
 
         def answer(_: Scoring | None) -> Raw:
-            value = heads[name](sequence.vector(normalize=False)).item()
+            value = lease.heads[name](sequence.vector(normalize=False)).item()
             return Scored(values=(value,), usage=_usage(sequence))
 
         return Pending(request, [sequence], answer)
 
     def _classify(self, request: Request, head: Classify, lease: Lease, lora: str) -> Pending:
-        manifest, heads = _trained(lease)
+        manifest = _trained(lease)
         name = manifest.head("classify", head.labels)
         sequence = self._pooling(request, manifest.pooling, lora)
 
@@ -226,29 +225,31 @@ class Preparer:
             spec = manifest.heads[name]
             assert spec.kind == "classify"
             pooled = sequence.vector(normalize=False)
-            return trained.classify(spec, heads[name], pooled, head.labels, _usage(sequence))
+            return trained.classify(spec, lease.heads[name], pooled, head.labels, _usage(sequence))
 
         return Pending(request, [sequence], answer)
 
-    def _multi_head(self, request: Request, head: MultiHead, lease: Lease, lora: str) -> Pending:
-        manifest, heads = _trained(lease)
-        for name, each in head.heads.items():
+    def _multi_head(self, request: Request, asked: MultiHead, lease: Lease, lora: str) -> Pending:
+        manifest = _trained(lease)
+        for name, each in asked.heads.items():
             manifest.head("classify", each.labels, name)
         sequence = self._pooling(request, manifest.pooling, lora)
 
         def answer(_: Scoring | None) -> Raw:
             pooled = sequence.vector(normalize=False)
             chosen: dict[str, Chosen] = {}
-            for name, each in head.heads.items():
+            for name, each in asked.heads.items():
                 spec = manifest.heads[name]
                 assert spec.kind == "classify"
-                chosen[name] = trained.classify(spec, heads[name], pooled, each.labels, Usage())
+                chosen[name] = trained.classify(
+                    spec, lease.heads[name], pooled, each.labels, Usage()
+                )
             return Choices(by_head=chosen, usage=_usage(sequence))
 
         return Pending(request, [sequence], answer)
 
     def _tag(self, request: Request, head: Tag, lease: Lease, lora: str) -> Pending:
-        manifest, heads = _trained(lease)
+        manifest = _trained(lease)
         name = manifest.head("tag", head.labels)
         spec = manifest.heads[name]
         assert spec.kind == "tag"
@@ -267,7 +268,7 @@ class Preparer:
         )
 
         def answer(_: Scoring | None) -> Raw:
-            spans = trained.tag(spec, heads[name], sequence.hidden(), tokens, request.text)
+            spans = trained.tag(spec, lease.heads[name], sequence.hidden(), tokens, request.text)
             return Tagged(spans=spans, calibrated=True, usage=_usage(sequence))
 
         return Pending(request, [sequence], answer)
@@ -373,8 +374,14 @@ def _usage(sequence: Sequence, *, out: int = 0) -> Usage:
     return Usage(tokens_in=sequence.trunk, tokens_out=out, cached=sequence.cached)
 
 
-def _trained(lease: Lease) -> tuple[Manifest, Mapping[str, LinearHead]]:
-    """An adapter's heads.
+def _end(lease: weakref.ref[Lease], _: Future[Raw]) -> None:
+    """A request has its answer."""
+    if (ended := lease()) is not None:
+        ended.end()
+
+
+def _trained(lease: Lease) -> Manifest:
+    """The manifest of an adapter that has trained heads.
 
     Raises:
         AdapterMismatch: it has none, being bare LoRA weights.
@@ -382,4 +389,4 @@ def _trained(lease: Lease) -> tuple[Manifest, Mapping[str, LinearHead]]:
     manifest = lease.info.manifest
     if manifest is None or not manifest.heads:
         raise AdapterMismatch(f"Adapter {lease.info.alias!r} has no trained head.")
-    return manifest, lease.adapter.heads
+    return manifest

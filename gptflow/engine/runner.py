@@ -136,13 +136,17 @@ class Runner:
     def _pack(self, chunks: Rows[Chunk]) -> Pack:
         longest = max(chunk.stop for chunk in chunks)
 
-        @functools.cache
+        # Not a cached function that calls itself: a cycle would keep the step's sequences alive.
+        views: dict[int | None, View] = {}
+
         def view(window: int | None) -> View:
             if window is not None:
                 self.windows.add(window)
                 if window >= longest:  # it reaches everything
-                    return view(None)
-            return self._views.view(chunks, window)
+                    window = None
+            if window not in views:
+                views[window] = self._views.view(chunks, window)
+            return views[window]
 
         places = self._slots.places(
             [chunk.slot for chunk in chunks for _ in range(len(chunk))],

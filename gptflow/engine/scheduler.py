@@ -5,8 +5,10 @@ chunks of prompts, by class: those that have begun, then those that wait (`waiti
 sequence is let in when there is a slot and its worst case fits in memory (`slots`). Nobody
 overtakes one that is next and does not fit yet, or it might never.
 
-An interactive sequence that finds no room takes the slot of a less urgent one, which waits
-again and later computes anew what it had (pre-emption by recompute, Kwon et al. 2023,
+Sequences that only read a prompt have slots of their own, and wait in a line of their own.
+
+An interactive or standard sequence that finds no room takes the slot of a less urgent one, which
+waits again and later computes anew what it had (pre-emption by recompute, Kwon et al. 2023,
 "Efficient Memory Management for Large Language Model Serving with PagedAttention").
 """
 
@@ -16,11 +18,12 @@ from collections import deque
 
 from gptflow.engine.events import Events
 from gptflow.engine.following import Following
+from gptflow.engine.pending import told
 from gptflow.engine.prefix import PrefixCache
 from gptflow.engine.sequence import Chunk, Sequence
 from gptflow.engine.slots import KVSlots
 from gptflow.engine.waiting import RANK, Waiting
-from gptflow.errors import InputTooLong
+from gptflow.errors import AdapterMemoryFull, GPTFlowError, InputTooLong
 from gptflow.request import JobClass
 
 _MIN_PREFILL = 32
@@ -62,6 +65,7 @@ class Scheduler:
         self._events = events
         self._waiting = Waiting()
         self._following = Following()
+        self._refused: list[tuple[Sequence, GPTFlowError]] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
 
@@ -116,13 +120,17 @@ class Scheduler:
             self._waiting.remove(sequence)
         sequence.shared = None
 
+    def take_refused(self) -> list[tuple[Sequence, GPTFlowError]]:
+        """Whose adapter could not be read in the last step, and why."""
+        refused, self._refused = self._refused, []
+        return refused
+
     def plan(self) -> list[Chunk]:
         """The chunks of the next step: rows that decode first, in the order of their slots."""
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
         for sequence in self.running:
-            one_row = sequence.remaining == 1 and sequence.branches is None
-            if one_row:
+            if sequence.decodes and sequence.remaining == 1:
                 decoding.append(sequence)
             elif self._ready(sequence):
                 prefilling.append(sequence)
@@ -167,61 +175,86 @@ class Scheduler:
         self, begun: deque[Sequence], chunks: list[Chunk], evicted: list[Sequence]
     ) -> Sequence | None:
         """Let in who waits and is more urgent than who has begun, if there is room."""
-        turn = self._waiting.peek()
-        if turn is None or (begun and RANK[begun[0].job_class] <= turn.rank):
-            return None
-        sequence = turn.sequence
-        if not self._slots.fits(sequence.most_tokens):
-            victims = self._victims(sequence, chunks)
-            if not victims:
-                return None
+        for turn in self._waiting.turns():
+            if begun and RANK[begun[0].job_class] <= turn.rank:
+                continue
+            sequence = turn.sequence
+            victims: list[Sequence] = []
+            if not self._slots.fits(sequence.most_tokens, decodes=sequence.decodes):
+                victims = self._victims(sequence, chunks)
+                if not victims:
+                    continue
+            if not self._adapt(sequence):
+                continue
             for victim in victims:
                 self._preempt(victim)
             evicted += victims
-        self._waiting.admit(sequence)
-        self._start(sequence)
-        return sequence
+            self._waiting.admit(sequence)
+            self._start(sequence)
+            return sequence
+        return None
+
+    def _adapt(self, sequence: Sequence) -> bool:
+        """Have its adapter in memory; False if there is no room for that yet, or never will."""
+        if sequence.adapter is None:
+            return True
+        try:
+            sequence.lora = sequence.adapter.begin()
+        except AdapterMemoryFull:  # those that run make room when they end
+            return False
+        except Exception as error:  # noqa: BLE001  the request's future carries it
+            self._waiting.remove(sequence)
+            self._refused.append((sequence, told(error, "reading the adapter of", _ids(sequence))))
+            return False
+        return True
 
     def _victims(self, urgent: Sequence, chunks: list[Chunk]) -> list[Sequence]:
-        """Who has to go for an interactive sequence: nobody if that would not be enough.
+        """Who has to go for a more urgent sequence: nobody if that would not be enough.
 
         The least urgent go first, of these the least advanced, which lose the least.
         """
-        if urgent.job_class != "interactive":
-            return []
         planned = {id(chunk.sequence) for chunk in chunks}
         able = [
             sequence
             for sequence in self.running
-            if sequence.job_class != "interactive"
+            if RANK[sequence.job_class] > RANK[urgent.job_class]
             and sequence.preempted < _PREEMPTIONS
             and id(sequence) not in planned
         ]
-        able.sort(key=lambda sequence: (-RANK[sequence.job_class], sequence.done))
+        # Where it is a slot that lacks, somebody has to go who has one of that kind.
+        lacks_slot = not self._slots.has_slot(decodes=urgent.decodes)
+        able.sort(
+            key=lambda sequence: (
+                lacks_slot and sequence.decodes != urgent.decodes,
+                -RANK[sequence.job_class],
+                sequence.done,
+            )
+        )
         given: list[int] = []
         for sequence in able:
             assert sequence.slot is not None
             given.append(sequence.slot)
-            if self._slots.fits(urgent.most_tokens, without=given):
+            if self._slots.fits(urgent.most_tokens, decodes=urgent.decodes, without=given):
                 return able[: len(given)]
         return []
 
     def _preempt(self, sequence: Sequence) -> None:
         self._events.record("preempted", sequence)
         self.running.remove(sequence)
-        self._release(sequence)
+        # Whatever the model made of it so far, nobody has looked yet whether it is a number.
+        self._release(sequence, wipe=True)
         sequence.preempted += 1
         sequence.restart()
         self.preemptions += 1
 
     def _start(self, sequence: Sequence) -> None:
-        sequence.slot = self._slots.take(sequence.most_tokens)
+        sequence.slot = self._slots.take(sequence.most_tokens, decodes=sequence.decodes)
         self.running.append(sequence)
         self._restore(sequence)
         coming = self._following.start(sequence)
         if not sequence.preempted:  # what is computed twice is accounted for once
             sequence.cached = sequence.done
-            sequence.charged = max(sequence.done, coming)
+            sequence.charged = sequence.spared = max(sequence.done, coming)
             self._charge(sequence, len(sequence.tokens), 1)
         self._events.record("admitted", sequence)
 
@@ -248,6 +281,9 @@ class Scheduler:
             sequence.shared = None
 
     def _chunk(self, sequence: Sequence, rows: int) -> Chunk:
+        if sequence.done < sequence.spared:  # nobody left the rows that it was to copy
+            self._waiting.charge(sequence, sequence.spared - sequence.done)
+            sequence.spared = sequence.done
         chunk = Chunk(sequence, sequence.done, sequence.done + rows)
         self._charge(sequence, chunk.stop, _DRAWN_WEIGHT)  # the prompt has been charged
         return chunk
@@ -260,8 +296,15 @@ class Scheduler:
 
     def _release(self, sequence: Sequence, *, wipe: bool = False) -> None:
         assert sequence.slot is not None
-        self._following.stop(sequence)
+        self._following.leave(sequence)
         # Groups of branches used the same place in turn, the longest not always last.
         used = sequence.most_tokens if sequence.branches else len(sequence.tokens)
         self._slots.release(sequence.slot, used=used, wipe=wipe)
         sequence.slot = None
+        if sequence.adapter is not None:
+            sequence.adapter.pause()
+            sequence.lora = None
+
+
+def _ids(sequence: Sequence) -> str:
+    return ", ".join(pending.request.id for pending in sequence.owners)

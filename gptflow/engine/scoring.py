@@ -14,6 +14,7 @@ from collections.abc import Sequence as Rows
 
 from gptflow.engine.prefix import Prefix
 from gptflow.engine.sequence import Sequence
+from gptflow.errors import EngineError
 from gptflow.heads import Choose, Chosen, Usage
 from gptflow.request import JobClass
 
@@ -70,7 +71,8 @@ class Scoring(Sequence):
     @property
     def spoiled(self) -> bool:
         """The model's output was not a number somewhere."""
-        return any(map(math.isnan, self._totals))
+        # No probability is above one; minus infinity is a token that cannot be.
+        return any(math.isnan(total) or total == math.inf for total in self._totals)
 
     @property
     def totals(self) -> tuple[float, ...]:
@@ -168,9 +170,10 @@ def choose(head: Choose, scored: Scoring, baseline: Scoring | None, usage: Usage
     """`Choose`'s answer: the softmax of the labels' calibrated mean log-probabilities."""
     scores = scored.means
     if baseline is not None:
-        scores = tuple(a - b for a, b in zip(scores, baseline.means, strict=True))
+        scores = tuple(_less(a, b) for a, b in zip(scores, baseline.means, strict=True))
     highest = max(scores)
-    weights = [math.exp(score - highest) for score in scores]
+    # Infinity less itself is no number.
+    weights = [1.0 if score == highest else math.exp(score - highest) for score in scores]
     total = sum(weights)
     return Chosen(
         label=head.labels[scores.index(highest)],
@@ -184,6 +187,16 @@ def log_odds(scored: Scoring, baseline: Scoring | None) -> float:
     """`Score`'s value: log P(yes) - log P(no), less the same under the baseline."""
     yes, no = scored.totals
     if baseline is None:
-        return yes - no
-    blank_yes, blank_no = baseline.totals
-    return (yes - no) - (blank_yes - blank_no)
+        return _less(yes, no)
+    return _less(_less(yes, no), _less(*baseline.totals))
+
+
+def _less(a: float, b: float) -> float:
+    """The difference of two log-probabilities.
+
+    Raises:
+        EngineError: it is not a number, as both say that it cannot be.
+    """
+    if math.isnan(difference := a - b):
+        raise EngineError("The model gives what is to be compared no probability at all.")
+    return difference

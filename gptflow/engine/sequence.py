@@ -14,6 +14,7 @@ from gptflow.heads import Pooling as PoolingKind
 from gptflow.request import JobClass
 
 if TYPE_CHECKING:
+    from gptflow.engine.adapter_pool import Lease
     from gptflow.engine.constraints import Constraint
     from gptflow.engine.detokenizer import Detokenizer
     from gptflow.engine.lora_weights import LoRAWeights
@@ -36,14 +37,19 @@ class Sequence:
         shared: keys and values of leading tokens to start from, if somebody left them.
         done: rows whose keys and values are in the slot.
         cached: rows among them that were copied, not computed.
-        lora: the LoRA weights that its rows are computed with.
+        adapter: whose weights its rows are computed with; None for the base model.
+        lora: its LoRA weights, while the sequence has a slot.
         owners: the requests that wait for this sequence.
         share: for whom it runs.
         deadline: Unix time after which it is of no use.
         ticket: its place among those that wait; None while it does not.
-        charged: rows that its share has been charged for.
+        charged: rows that its share has been charged for, but for those that were spared.
+        spared: leading rows that it was not charged for, as they are copied.
         preempted: how often it lost its slot to a more urgent one.
     """
+
+    decodes = False
+    """It needs a slot for as long as it draws tokens, and not for its prompt alone."""
 
     def __init__(
         self, tokens: Rows[int], *, prefix: Prefix | None = None, job_class: JobClass = "standard"
@@ -57,12 +63,14 @@ class Sequence:
         self.slot: int | None = None
         self.done = 0
         self.cached = 0
+        self.adapter: Lease | None = None
         self.lora: LoRAWeights | None = None
-        self.owners: list[Pending] = []
+        self.owners: dict[Pending, None] = {}  # in the order of their coming
         self.share: Share = ("", "")
         self.deadline = math.inf
         self.ticket: int | None = None
         self.charged = 0
+        self.spared = 0
         self.preempted = 0
 
     @property
@@ -112,8 +120,8 @@ class Chunk:
 
     @property
     def is_decode(self) -> bool:
-        """One row that sees all before it."""
-        return len(self) == 1 and self.sequence.branches is None
+        """One row, of a sequence that decodes."""
+        return len(self) == 1 and self.sequence.decodes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +145,8 @@ class Decoding(Sequence):
         detokenizer: decodes as the text grows; needed for stop strings and streaming.
         sample: the continuation's number.
     """
+
+    decodes = True
 
     def __init__(
         self,
@@ -196,7 +206,11 @@ class Decoding(Sequence):
                 self.finish = "stop"
                 return
         if len(self.output) >= self.limit:
-            self._end("length")
+            self._end(self._at_limit())
+
+    def _at_limit(self) -> FinishReason:
+        """Why it ends with its last token."""
+        return "length"
 
     def _end(self, finish: FinishReason) -> None:
         self.finish = finish
@@ -225,6 +239,8 @@ class Structured(Decoding):
     """A `Decoding` whose tokens a grammar admits; tokens it forces are not drawn."""
 
     constraint: Constraint
+    _cut = False
+    """Some of the forced tokens did not fit."""
 
     def constrain(self, constraint: Constraint) -> None:
         """Set the grammar; what it forces at the very start joins the prompt's rows."""
@@ -239,11 +255,16 @@ class Structured(Decoding):
 
     def _force(self) -> None:
         forced = self.constraint.forced()
+        self._cut = len(self.output) + len(forced) > self.limit
         for token in forced:
             if not self.ended:
                 self._append(token)
-        if self.constraint.complete:
+        if not self.ended and self.constraint.complete:
             self._end("stop")
+
+    def _at_limit(self) -> FinishReason:
+        # The grammar may be further than the output: it has taken all that it forced.
+        return "stop" if self.constraint.complete and not self._cut else "length"
 
 
 class Readout(Sequence):
@@ -285,7 +306,8 @@ class Pooling(Readout):
 
     def add(self, start: int, hidden: torch.Tensor) -> None:
         if self._pooling == "last":
-            self._pooled = hidden[-1].float()
+            # A copy: a view would keep the hidden states of the whole step.
+            self._pooled = hidden[-1].to(torch.float32, copy=True)
         else:
             total = hidden.float().sum(0)
             self._pooled = total if self._pooled is None else self._pooled + total
@@ -330,7 +352,9 @@ class Reading(Readout):
     def add(self, start: int, hidden: torch.Tensor) -> None:
         low, high = max(self._first, start), min(self._last, start + len(hidden))
         if low < high:
-            self._rows.append(hidden[low - start : high - start].float())
+            # A copy: a view would keep the hidden states of the whole step.
+            rows = hidden[low - start : high - start].to(torch.float32, copy=True)
+            self._rows.append(rows)
 
     @property
     def spoiled(self) -> bool:

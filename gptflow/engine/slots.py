@@ -4,6 +4,9 @@ On Linux the cache is address space that takes memory only where a sequence has 
 more of it may be laid out than the machine could fill, and `budget` bounds what is: a sequence
 gets a slot only if the most that it can write still fits, besides the most that the others
 can. Memory is thus there before a sequence begins, and never runs out halfway.
+
+Sequences that only read a prompt have slots beside those of the ones that decode. They stay for
+a few steps, and need not wait for one that decodes to end.
 """
 
 from __future__ import annotations
@@ -23,6 +26,12 @@ from gptflow.engine.copies import upload
 _KEPT = 256
 """Tokens whose memory a free slot may keep: it saves short sequences from faulting it in anew."""
 
+_KEEPING = 8
+"""Slots for prompts only that may. Few of them are in use for most of the time."""
+
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+"""Linux's, which Python names since 3.13: address space need not be backed by what there is."""
+
 
 class KVSlots:
     """Keys and values of all layers, and which slots are free.
@@ -30,6 +39,8 @@ class KVSlots:
     Args:
         layers, heads, width: the model's depth, its key-value heads, and numbers per head.
         slots: sequences that fit at the same time.
+        beside: slots for sequences that do not decode, besides these; their numbers follow. If
+            there are none, all sequences share the slots.
         length: tokens that fit in one slot.
         budget: tokens that may be in memory at the same time; all of them by default.
         token_major: lay the heads of a token side by side, as attention over packed rows
@@ -37,9 +48,9 @@ class KVSlots:
             either way.
 
     Attributes:
-        keys, values: per layer, `[slots, heads, length, width]`.
+        keys, values: per layer, `[slots + beside, heads, length, width]`.
         pools: if token-major, the same memory as `(keys, values)` per layer, each
-            `[slots * length + 1, heads, width]`; else None.
+            `[(slots + beside) * length + 1, heads, width]`; else None.
         spare: the pools' last place, which belongs to no slot.
     """
 
@@ -55,9 +66,11 @@ class KVSlots:
         device: torch.device,
         budget: int | None = None,
         token_major: bool | None = None,
+        beside: int = 0,
     ) -> None:
-        self.slots, self.length = slots, length
-        self.spare = slots * length
+        self.slots, self.beside, self.length = slots, beside, length
+        total = slots + beside
+        self.spare = total * length
         self.pools: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None
         if token_major is None:
             token_major = device.type == "cuda"
@@ -65,20 +78,21 @@ class KVSlots:
             pools, _ = _zeros((2, layers, self.spare + 1, heads, width), dtype, device)
             self._pages = None  # they are counted as the head-major layout has them
             self.pools = tuple(zip(*pools, strict=True))
-            self._cache = pools[:, :, :-1].unflatten(2, (slots, length)).transpose(3, 4)
+            self._cache = pools[:, :, :-1].unflatten(2, (total, length)).transpose(3, 4)
         else:
-            size = (2, layers, slots, heads, length, width)
+            size = (2, layers, total, heads, length, width)
             self._cache, self._pages = _zeros(size, dtype, device)
-        self.budget = slots * length if budget is None or self._pages is None else budget
+        self.budget = total * length if budget is None or self._pages is None else budget
         self.reserved = 0
         """Tokens that the sequences in the slots may come to write, in whole pages."""
         self._page_tokens = max(mmap.PAGESIZE // (width * dtype.itemsize), 1)
-        self._reserved = [0] * slots
-        self._written = [0] * slots  # tokens whose memory has not been given back since
+        self._reserved = [0] * total
+        self._written = [0] * total  # tokens whose memory has not been given back since
         self._idle = 0  # the sum of these over the free slots
         self.keys = tuple(self._cache[0])
         self.values = tuple(self._cache[1])
         self._free = list(range(slots))
+        self._free_beside = list(range(slots, total))
 
     @classmethod
     def for_model(
@@ -91,6 +105,7 @@ class KVSlots:
         dtype: torch.dtype | None = None,
         budget: int | None = None,
         token_major: bool | None = None,
+        beside: int = 0,
     ) -> KVSlots:
         """Slots for a transformers model, on the device and by default of the type of a weight."""
         layers, heads, width = model_shape(config)
@@ -104,6 +119,7 @@ class KVSlots:
             device=like.device,
             budget=budget,
             token_major=token_major,
+            beside=beside,
         )
 
     @staticmethod
@@ -119,7 +135,13 @@ class KVSlots:
 
     @property
     def free(self) -> int:
+        """Slots that are free for sequences that decode."""
         return len(self._free)
+
+    @property
+    def free_beside(self) -> int:
+        """Slots that are free for the others alone."""
+        return len(self._free_beside)
 
     @property
     def nbytes(self) -> int:
@@ -128,34 +150,45 @@ class KVSlots:
     @property
     def bytes_per_token(self) -> int:
         """What one token's keys and values of all layers take."""
-        return self.nbytes // (self.slots * self.length)
+        return self.nbytes // ((self.slots + self.beside) * self.length)
 
     @property
     def most(self) -> int:
         """Tokens of the longest sequence that there will ever be room for."""
         return min(self.length, self.budget)
 
-    def fits(self, tokens: int, *, without: Rows[int] = ()) -> bool:
-        """Whether a sequence of so many tokens can have a slot now.
+    def has_slot(self, *, decodes: bool = True, without: Rows[int] = ()) -> bool:
+        """Whether there is a slot, if not the memory, for one that decodes or does not.
 
         Args:
             without: slots that could be given back for it.
         """
-        left = self.budget - self.reserved + sum(self._reserved[slot] for slot in without)
-        return (self.free > 0 or len(without) > 0) and self._whole(tokens) <= left
+        free = self._free_for(decodes)
+        return bool(free) or any(self._free_of(slot) is free for slot in without)
 
-    def take(self, tokens: int | None = None) -> int:
+    def fits(self, tokens: int, *, decodes: bool = True, without: Rows[int] = ()) -> bool:
+        """Whether a sequence of so many tokens can have a slot now.
+
+        Args:
+            decodes: it needs a slot of those that decode.
+            without: slots that could be given back for it.
+        """
+        left = self.budget - self.reserved + sum(self._reserved[slot] for slot in without)
+        return self.has_slot(decodes=decodes, without=without) and self._whole(tokens) <= left
+
+    def take(self, tokens: int | None = None, *, decodes: bool = True) -> int:
         """A free slot, the lowest: decoding reads the slots in use as one dense block.
 
         Args:
             tokens: the most that it will hold, of those that `fits` has found room for; by
                 default as many as fit in a slot.
+            decodes: see `fits`.
         """
-        slot = heapq.heappop(self._free)
+        slot = heapq.heappop(self._free_for(decodes))
         need, written = self._whole(self.length if tokens is None else tokens), self._written[slot]
         self._idle -= written
         if self.reserved + self._idle + max(need, written) > self.budget:
-            for other in (slot, *self._free):
+            for other in (slot, *self._free, *self._free_beside):
                 self._return_pages(other)
             self._idle = written = 0
         self._reserved[slot] = max(need, written)
@@ -175,10 +208,16 @@ class KVSlots:
         self.reserved -= self._reserved[slot]
         self._reserved[slot] = 0
         self._written[slot] = max(self._written[slot], self._whole(used))
-        if self._written[slot] > _KEPT:
+        if self._written[slot] > (_KEPT if slot < self.slots + _KEEPING else 0):
             self._return_pages(slot)
         self._idle += self._written[slot]
-        heapq.heappush(self._free, slot)
+        heapq.heappush(self._free_of(slot), slot)
+
+    def _free_for(self, decodes: bool) -> list[int]:
+        return self._free if decodes or not self.beside else self._free_beside
+
+    def _free_of(self, slot: int) -> list[int]:
+        return self._free if slot < self.slots else self._free_beside
 
     def _whole(self, tokens: int) -> int:
         """Tokens rounded up to whole pages of memory."""
@@ -192,7 +231,7 @@ class KVSlots:
         self._written[slot] = 0
         size = self._cache[0, 0, slot].nbytes
         for part in range(self._cache.shape[0] * self._cache.shape[1]):
-            start = (part * self.slots + slot) * size
+            start = (part * (self.slots + self.beside) + slot) * size
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             end = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
             if end > first:
@@ -258,7 +297,9 @@ def _zeros(
     if sys.platform != "linux":  # no other system promises that what is dropped reads as zero
         return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape), None
     # Shared pages would stay with the system when they are dropped here.
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # And a machine would not lend more address space at once than it has memory.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+    pages = mmap.mmap(-1, size, flags=flags)
     # Huge pages would be filled whole at a slot's first token.
     with contextlib.suppress(OSError):  # a kernel without huge pages does not know the word
         pages.madvise(mmap.MADV_NOHUGEPAGE)

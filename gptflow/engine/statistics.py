@@ -14,6 +14,9 @@ from gptflow.engine.scheduler import Scheduler
 from gptflow.engine.sequence import Decoding, Sequence
 from gptflow.engine.slots import KVSlots
 from gptflow.engine.trace import Phases
+from gptflow.histogram import Histogram
+
+_TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 _SMOOTHING = 0.05
 _WINDOW = 1024
@@ -49,9 +52,11 @@ class Statistics:
         failures: requests that failed once accepted, by the error's code.
         step_ms: how long a step takes, smoothed.
         rows_per_step: tokens run through the model in a step, smoothed.
-        occupancy: share of the slots that hold a sequence in a step, 0..1, smoothed.
+        occupancy: share of the decode slots that hold a sequence in a step, 0..1, smoothed.
         tokens_per_second: rows run through the model in a second of work, smoothed.
         seconds: of work so far, by the phase of a step; see `TorchEngine.trace`.
+        first_token_seconds: from submitting a request to its first token.
+        further_token_seconds: between two tokens of a continuation, its mean.
     """
 
     requests: int = 0
@@ -67,19 +72,23 @@ class Statistics:
     occupancy: float = 0.0
     tokens_per_second: float = 0.0
     seconds: Counter[str] = dataclasses.field(default_factory=Counter)
+    first_token_seconds: Histogram = dataclasses.field(default_factory=Histogram)
+    further_token_seconds: Histogram = dataclasses.field(
+        default_factory=lambda: Histogram(_TOKEN_SECONDS)
+    )
     _steps: Window = dataclasses.field(default_factory=Window)
     _answers: Window = dataclasses.field(default_factory=Window)
     _first_tokens: Window = dataclasses.field(default_factory=Window)
     _further_tokens: Window = dataclasses.field(default_factory=Window)
 
-    def step(self, phases: Phases, *, rows: int, running: int, slots: int) -> None:
-        """Count a step of so many rows, with so many of the slots in use."""
+    def step(self, phases: Phases, *, rows: int, running: int, occupancy: float) -> None:
+        """Count a step of so many rows and sequences, with a share of the slots in use."""
         seconds = phases.total
         self.seconds.update(phases.seconds)
         weight = max(_SMOOTHING, 1 / (self.steps + 1))
         self.step_ms += weight * (1000 * seconds - self.step_ms)
         self.rows_per_step += weight * (rows - self.rows_per_step)
-        self.occupancy += weight * (running / slots - self.occupancy)
+        self.occupancy += weight * (occupancy - self.occupancy)
         self.tokens_per_second += weight * (rows / seconds - self.tokens_per_second)
         self.steps += 1
         self.peak_running = max(self.peak_running, running)
@@ -89,7 +98,9 @@ class Statistics:
         """The first token of a continuation has been drawn."""
         sequence.first_token_at = time.perf_counter()
         for pending in sequence.owners:
-            self._first_tokens.add(sequence.first_token_at - pending.submitted_at)
+            seconds = sequence.first_token_at - pending.submitted_at
+            self._first_tokens.add(seconds)
+            self.first_token_seconds.add(seconds)
 
     def ended(self, sequence: Sequence) -> None:
         """Count a sequence that ran to its end."""
@@ -99,7 +110,9 @@ class Statistics:
             self.tokens_out += len(sequence.output)
             further = len(sequence.output) - 1
             if sequence.first_token_at is not None and further > 0:
-                self._further_tokens.add((time.perf_counter() - sequence.first_token_at) / further)
+                seconds = (time.perf_counter() - sequence.first_token_at) / further
+                self._further_tokens.add(seconds)
+                self.further_token_seconds.add(seconds)
 
     def answered(self, pending: Pending) -> None:
         """Count a request that has all it waited for."""
@@ -114,6 +127,8 @@ class Statistics:
         }
         values["failures"] = dict(self.failures)
         values["seconds"] = dict(self.seconds)
+        for name in ("first_token_seconds", "further_token_seconds"):
+            values[name] = values[name].as_dict()
         for name, window in (
             ("step_ms", self._steps),
             ("answer_ms", self._answers),
@@ -135,6 +150,8 @@ def gauges(scheduler: Scheduler, slots: KVSlots, prefixes: PrefixCache) -> dict[
         "waiting_by_class": scheduler.waiting_by_class,
         "slots": slots.slots,
         "slots_used": slots.slots - slots.free,
+        "prefill_slots": slots.beside,
+        "prefill_slots_used": slots.beside - slots.free_beside,
         "kv_tokens": kv_tokens,
         "kv_bytes": kv_tokens * slots.bytes_per_token,
         "kv_tokens_reserved": slots.reserved,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -57,7 +58,7 @@ def _describe(chunk: Chunk) -> dict[str, Any]:
     sequence = chunk.sequence
     is_drawn = isinstance(sequence, Decoding) and chunk.start >= sequence.trunk
     return {
-        "requests": [pending.request.id for pending in sequence.owners[:_NAMED]],
+        "requests": [pending.request.id for pending in itertools.islice(sequence.owners, _NAMED)],
         "kind": "decode" if is_drawn else "prefill",
         "head": type(sequence).__name__.lower(),
         "class": sequence.job_class,

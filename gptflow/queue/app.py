@@ -81,7 +81,8 @@ def make_app(settings: Settings) -> App:
             # The queues of the classes are read in the order in which they are declared.
             "queue_order_strategy": "priority",
             "priority_steps": [0],
-            "visibility_timeout": 3600,
+            # What is taken is acknowledged at once, so only the dead leave something behind.
+            "visibility_timeout": 60,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "health_check_interval": 5,

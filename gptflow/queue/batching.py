@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -13,6 +14,9 @@ from gptflow.queue.scripts import Call
 
 _MOST = 256
 """Calls of one round trip, so that nobody waits long for the others."""
+
+_LINGER = 0.002
+"""Seconds to wait for more calls where others were being made a moment ago."""
 
 
 class Batcher:
@@ -41,7 +45,10 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
+        last_made = 0.0
         while (first := self._waiting.get()) is not None:
+            if time.monotonic() - last_made < _LINGER:
+                time.sleep(_LINGER)
             taken = [first]
             last = False
             while len(taken) < _MOST and not last:
@@ -54,6 +61,7 @@ class Batcher:
                 else:
                     taken.append(entry)
             self._make(taken)
+            last_made = time.monotonic()
             if last:
                 return
 

@@ -19,15 +19,21 @@ from gptflow.errors import GPTFlowError
 from gptflow.plugins import Registry
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.feeder import Feeder
+from gptflow.queue.instruments import Instruments
 from gptflow.queue.presence import Presence
+from gptflow.queue.probes import Pulse, Vitals
 from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.queue.runtime import Runtime
+from gptflow.queue.spans import Spans
 from gptflow.queue.transport import RedisTransport
 from gptflow.queue.watchdog import Watchdog
 from gptflow.request import Engine
 from gptflow.transport import WorkerRecord
 
 LOADER = "gptflow.queue.engine_factory:load_engine"
+
+_SHOWN = ("slots", "slots_used", "kv_tokens", "kv_tokens_limit", "tokens_per_second")
+"""Of the engine's counters, those that are shown first."""
 
 
 class Crew:
@@ -61,8 +67,11 @@ class Crew:
         store.ping()
         self.ledger = RedisLedger(store, lease=settings.lease, dead_ttl=settings.dead_ttl)
         self.ledger.set_policy(settings)
+        spans = Spans.of(settings, registry)
+        self._instruments = Instruments.of(settings, store)
         self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)
         self.stopping = False
+        most = settings.in_flight or 4 * settings.slots
         self.record = _describe(self.engine, registry, nodename)
         self.runtime = Runtime(
             self.engine,
@@ -70,7 +79,9 @@ class Crew:
             self._transport,
             settings=settings,
             concurrency=concurrency,
+            most=most,
             ended=self._on_end,
+            spans=spans,
         )
         try:
             self.runtime.setup()
@@ -78,7 +89,6 @@ class Crew:
             self.runtime.close()
             self.engine.close()
             raise
-        self._most = settings.in_flight or 4 * settings.slots
         self.dispatcher = Dispatcher(
             self.runtime, self.ledger, settings=settings, name=self.record.name
         )
@@ -86,12 +96,12 @@ class Crew:
             self.ledger,
             self.record.name,
             room=lambda: self.room,
-            reserve=self._most // 8,
+            reserve=most // 8,
             idle=idle,
+            alone=self.runtime.alone,
             run_alone=run_alone,
             hold=settings.lease,
         )
-        self._concurrency = concurrency
         self._presence = Presence(
             store,
             self.ledger,
@@ -103,6 +113,16 @@ class Crew:
             on_engine_stopped=give_up,
         )
         self._watchdog = Watchdog(self.engine.stats, seconds=settings.watchdog)
+        if self._instruments is not None:
+            pulse = Pulse(self.runtime.call_later)
+            vitals = Vitals(
+                healthy=lambda: self.engine.healthy,
+                stalled=lambda: self._watchdog.stalled,
+                pulse=lambda: pulse.age,
+                silence=lambda: time.monotonic() - self._presence.contact,
+                draining=lambda: self.stopping,
+            )
+            self._instruments.attach(vitals, self.describe, self.dispatcher.tallies)
 
     def start(self) -> None:
         """Say that the worker is ready, and take jobs."""
@@ -113,23 +133,14 @@ class Crew:
     @property
     def room(self) -> int:
         """How many items may be taken now."""
-        if self.stopping or self.feeder.quarantine.is_set() or not self.engine.healthy:
+        if self.stopping or self.runtime.alone.is_set() or not self.engine.healthy:
             return 0
-        if self.runtime.messages >= self._concurrency:
-            return 0
-        return self._most - self.runtime.in_flight
+        return self.runtime.room
 
     def take_no_more(self) -> None:
         """Take no job any more; what runs goes on."""
         self.stopping = True
         self.feeder.stop()
-
-    def return_doorbell(self, message: Any) -> None:
-        """Leave a job to other workers whose message has come here."""
-        if isinstance(message, str):
-            self.ledger.give_up(message)
-        else:  # recorded, and then taken for lost: its doorbell will be rung again
-            self.dispatcher.adopt(message)
 
     def close(self) -> None:
         """Give everything back. Every message must have ended."""
@@ -141,19 +152,31 @@ class Crew:
         self._presence.stop()
         self.ledger.close()
         self.engine.close()
+        if self._instruments is not None:
+            self._instruments.close()
         self._transport.close()
 
     def describe(self) -> dict[str, Any]:
-        """What `celery inspect stats` shows of it."""
+        """What `celery inspect stats` and the metrics show of it."""
+        tallies = self.dispatcher.tallies.totals()
+        ended = sum(tallies.values())
+        stats = dict(self.engine.stats())
         return {
+            "messages": self.runtime.messages,
             "in_flight": self.runtime.in_flight,
             "peak_in_flight": self.runtime.peak_in_flight,
             "room": self.room,
+            "leases": len(self.dispatcher.claims()),
+            "jobs": tallies,
             "round_trips": self.ledger.round_trips,
+            "round_trips_per_job": round(self.ledger.round_trips / ended, 3) if ended else None,
+            "healthy": self.engine.healthy,
+            "stalled": self._watchdog.stalled,
             "worker": self.record.name,
             "model": self.record.model,
             "plugins": list(self.record.plugins),
-            "engine": dict(self.engine.stats()),
+            **{name: stats[name] for name in _SHOWN if name in stats},
+            "engine": stats,
         }
 
     def _on_end(self) -> None:

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,6 @@ from gptflow.errors import (
     EngineStopped,
     GPTFlowError,
     InvalidInput,
-    InvalidOutput,
     JobDead,
     JobFailed,
     JobTimeout,
@@ -37,7 +37,9 @@ from gptflow.queue import payload, records
 from gptflow.queue.deltas import DeltaWriter
 from gptflow.queue.handle import Handle
 from gptflow.queue.ledger import Claim, Ledger
+from gptflow.queue.records import Ending
 from gptflow.queue.runtime import Ended, Runtime
+from gptflow.queue.tallies import UNKNOWN, Tallies
 from gptflow.result import Result
 
 logger = logging.getLogger(__name__)
@@ -62,10 +64,14 @@ class Dispatcher:
 
     Args:
         name: of the worker, for the records.
+
+    Attributes:
+        tallies: what has ended here.
     """
 
     def __init__(self, runtime: Runtime, ledger: Ledger, *, settings: Settings, name: str) -> None:
         self.name = name
+        self.tallies = Tallies()
         self._runtime = runtime
         self._ledger = ledger
         self._settings = settings
@@ -85,13 +91,17 @@ class Dispatcher:
         with self._lock:
             return list(self._running)
 
-    def stop(self, job_id: str, reason: GPTFlowError) -> bool:
-        """Stop a job that runs here. False if it does not."""
+    def stop(self, job_id: str, reason: GPTFlowError, *, claim: Claim | None = None) -> bool:
+        """Stop a job that runs here. False if it does not.
+
+        Args:
+            claim: only if it runs under this one.
+        """
         with self._lock:
             handle = self._running.get(job_id)
-        if handle is not None:
-            handle.stop(reason)
-        return handle is not None
+            if claim is not None and self._claims.get(job_id) != claim:
+                return False  # it was given back, and has come here again
+        return handle is not None and handle.stop(reason)
 
     def close(self) -> None:
         """Wait no longer for a Redis that does not answer. Everything must have ended."""
@@ -109,7 +119,7 @@ class Dispatcher:
             it will be run again.
         """
         try:
-            job_id = message if isinstance(message, str) else self.adopt(message)
+            job_id = message if isinstance(message, str) else self._adopt(message)
         except InvalidInput as error:
             return self._refuse(message, error)
         if job_id is None:
@@ -128,19 +138,29 @@ class Dispatcher:
                 del self._running[job_id]
                 self._claims.pop(job_id, None)
 
-    def adopt(self, message: Any) -> str | None:
+    def turn_away(self, message: Any) -> None:
+        """Leave a job to other workers whose message has come here. Blocks."""
+        try:
+            job_id = message if isinstance(message, str) else self._adopt(message)
+        except InvalidInput as error:
+            self._refuse(message, error)
+            return
+        if job_id is not None:
+            self._persist(partial(self._ledger.give_up, job_id))
+
+    def _adopt(self, message: Any) -> str | None:
         """Record a job that was sent without a record.
 
         Returns:
             Its id, where it is to be run now.
 
         Raises:
-            InvalidInput: the message is no envelope.
+            InvalidInput: the message is no envelope, or too large.
         """
         envelope = Envelope.from_wire(message)
-        items = None if envelope.items is None else len(envelope.items)
-        wire = payload.dumps(envelope.to_wire())
-        packed = payload.Packed(envelope=envelope, wire=wire, items=items)
+        limit = self._settings.max_payload
+        # However large, it has come already, and stays in one piece; too large, it is refused.
+        packed = payload.pack(envelope, reference="", inline=sys.maxsize, limit=limit)
         job_id = self._persist(partial(self._ledger.adopt, packed))
         if job_id is None:
             logger.info("Job %s is dropped: its key was used before.", envelope.id)
@@ -170,20 +190,35 @@ class Dispatcher:
         except InvalidInput as error:
             logger.error("Job %s is refused: %s", job_id, error.message)
             result = Result.failure(job_id, claim.task, error)
-            self._persist(partial(self._ledger.finish, claim, result))
+            self._persist(partial(self._ledger.finish, claim, Ending.of(result)))
             return result
+        if claim.fence == 1:
+            self._tally_start(envelope, started - max(claim.submitted, envelope.not_before or 0))
         ended = self._run(envelope, claim, handle)
         if ended is None or self._try_again(claim, ended, handle):
+            stopped = isinstance(handle.stopped, EngineStopped)
+            self._tally_end(envelope, [("handed_back" if stopped else "retried", None)])
             return None
         queued = max(0.0, started - claim.submitted)
         timings = {"queued": queued, "running": time.time() - started, **ended.timings}
-        result = dataclasses.replace(ended, timings=timings)
-        if self._persist(partial(self._ledger.finish, claim, result)):
+        ending = Ending.of(dataclasses.replace(ended, timings=timings))
+        if self._persist(partial(self._ledger.finish, claim, ending)):
             if envelope.batch is None:
-                self._observe(envelope, result)
+                self._tally_end(envelope, [_outcome(ending.result)])
+                self._observe(envelope, ending.result)
         else:
+            self._tally_end(envelope, [("refused", None)])
             logger.warning("The result of job %s is refused: it was given to another.", job_id)
-        return result
+        return ending.result
+
+    def _tally_start(self, envelope: Envelope, queued: float) -> None:
+        self.tallies.start(self._plugin(envelope), envelope.job_class, queued)
+
+    def _tally_end(self, envelope: Envelope, outcomes: Iterable[tuple[str, float | None]]) -> None:
+        self.tallies.end(self._plugin(envelope), envelope.job_class, outcomes)
+
+    def _plugin(self, envelope: Envelope) -> str:
+        return self._runtime.registry.owners.get(envelope.task, UNKNOWN)
 
     def _open(self, claim: Claim) -> Envelope:
         """The envelope of a claimed job, with its input in it.
@@ -226,7 +261,7 @@ class Dispatcher:
             # Before the end is recorded: nothing is added to the stream of a job that has ended.
             with contextlib.suppress(BrokerUnavailable):
                 self._persist(partial(self._deltas.finish, claim))
-        return _storable(result)
+        return result
 
     def _try_again(self, claim: Claim, result: Result, handle: Handle) -> bool:
         """Give a job back whose error may pass. False where its result stands."""
@@ -329,22 +364,29 @@ class Dispatcher:
                 break
         return again
 
-    def _record_items(self, envelope: Envelope, pairs: Iterable[Ended], claim: Claim) -> None:
-        pairs = [
-            (item, dataclasses.replace(_storable(result), custom_id=item.custom_id))
-            for item, result in pairs
-        ]
-        if not pairs:
+    def _record_items(self, envelope: Envelope, pairs: Sequence[Ended], claim: Claim) -> None:
+        items = {item.index: item for item, _ in pairs}
+        if not items:
             return
-        results = {item.index: result for item, result in pairs}
-        if not self._persist(
-            partial(self._ledger.finish_items, str(envelope.batch), results, claim)
-        ):
+        endings = {
+            item.index: Ending.of(
+                dataclasses.replace(result, custom_id=item.custom_id)
+                if item.custom_id is not None
+                else result
+            )
+            for item, result in pairs
+        }
+        record = partial(self._ledger.finish_items, str(envelope.batch), endings, claim)
+        if not self._persist(record):
+            self._tally_end(envelope, [("refused", None) for _ in endings])
             logger.warning("Results of job %s are refused: it was given to another.", claim.job_id)
             return
-        for item, result in pairs:
-            alone = envelope.model_copy(update={"items": None, "input": item.input})
-            self._observe(alone, result)
+        self._tally_end(envelope, [_outcome(ending.result) for ending in endings.values()])
+        if not self._runtime.registry.observes_jobs:
+            return
+        for index, ending in endings.items():
+            alone = envelope.model_copy(update={"items": None, "input": items[index].input})
+            self._observe(alone, ending.result)
 
     def _end_items(
         self, envelope: Envelope, items: Iterable[Item], error: GPTFlowError, claim: Claim
@@ -402,6 +444,11 @@ def _drain(ended: queue.SimpleQueue[Ended | None]) -> list[Ended] | None:
     return pairs or None
 
 
+def _outcome(result: Result) -> tuple[str, float | None]:
+    """The state in which it ended, and for how many seconds it ran."""
+    return result.state, result.timings.get("running")
+
+
 def _reason(handle: Handle) -> GPTFlowError:
     return handle.stopped or EngineStopped("The worker was stopped.")
 
@@ -409,12 +456,3 @@ def _reason(handle: Handle) -> GPTFlowError:
 def _unexpected(future: Future[None]) -> GPTFlowError | None:
     error = future.exception()
     return None if error is None else JobFailed(f"The worker failed with {type(error).__name__}.")
-
-
-def _storable(result: Result) -> Result:
-    """The result, or a failure where the output is not JSON."""
-    try:
-        records.encode(result)
-    except InvalidOutput as error:
-        return Result.failure(result.id, result.task, error)
-    return result

@@ -15,7 +15,13 @@ _RUNTIME = ("torch", "transformers", "safetensors", "llguidance")
 _REMOTE = ("httpx2", "jsonschema", "tokenizers")
 
 SCRIPTED = "scripted"
-"""`GPTFLOW_MODEL=scripted` serves canned answers: for testing a queue without a model."""
+"""`GPTFLOW_MODEL=scripted` serves canned answers: for testing a queue without a model.
+`scripted:200` gives them out at 200 tokens a second, in each slot: for testing it under load."""
+
+
+def is_scripted(model: str) -> bool:
+    """Whether this name of a model stands for canned answers."""
+    return model.partition(":")[0] == SCRIPTED
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -27,19 +33,19 @@ def load_engine(settings: Settings) -> Engine:
         ServerUnavailable: the model server cannot be reached.
         ModelError: the model is not to be had, or is not one that the engine serves.
     """
-    if settings.model == SCRIPTED:
-        from gptflow.testing import ScriptedEngine
-
-        logger.warning("There is no model: every answer is scripted (GPTFLOW_MODEL=scripted).")
-        return ScriptedEngine()
+    if is_scripted(settings.model):
+        return _script(settings)
     if settings.engine == "openai":
         return _connect(settings)
     _require(_RUNTIME, "Running a model", extra="runtime")
     from gptflow.models import ModelStore
 
-    model = ModelStore(
+    store = ModelStore(
         settings.cache_dir, offline=settings.offline, accepted=settings.accept_licences
-    ).ensure(settings.model)
+    )
+    store.ensure(settings.model)
+    # Every answer names the model's hash, so what is loaded has to be what has that hash.
+    model = store.verify(settings.model)
     # Only now: importing torch takes seconds, which a missing model need not cost.
     from gptflow.engine import load
 
@@ -55,6 +61,28 @@ def load_engine(settings: Settings) -> Engine:
         sha256=model.sha256,
     )
     return engine
+
+
+def _script(settings: Settings) -> Engine:
+    from gptflow.testing import ScriptedEngine
+
+    logger.warning("There is no model: every answer is scripted (GPTFLOW_MODEL=scripted).")
+    _, timed, pace = settings.model.partition(":")
+    try:
+        tokens_per_s = float(pace) if timed else None
+    except ValueError:
+        tokens_per_s = 0.0
+    if tokens_per_s is not None and not 0 < tokens_per_s < 1e9:
+        raise ConfigError(
+            f"The model {settings.model!r} is neither scripted nor scripted at a pace.",
+            hint="GPTFLOW_MODEL=scripted:200 answers at 200 tokens a second.",
+        )
+    return ScriptedEngine(
+        context=settings.slot_tokens,
+        tokens_per_s=tokens_per_s,
+        slots=settings.slots,
+        remember=False,
+    )
 
 
 def _connect(settings: Settings) -> Engine:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _TICK = 1.0
 """Seconds between two looks where nobody said that there is something; announcements get lost."""
 
-_GAP = 0.004
+_GAP = 0.008
 """Seconds between two looks at least: what ends in between is replaced with one call."""
 
 _SHORTAGE = 0.02
@@ -34,10 +34,10 @@ class Feeder:
         worker: its name.
         room: how many items the worker can take now.
         reserve: items of the room that only interactive jobs may use.
-        run_alone: runs one job of this id, with nothing beside it.
-
-    Attributes:
-        quarantine: set while this worker takes nothing because a job has to run alone.
+        idle: whether nothing runs.
+        alone: set while this worker takes nothing because a job has to run alone.
+        run_alone: runs the job of this id.
+        hold: seconds for which no other worker takes a job to run alone, renewed in time.
     """
 
     def __init__(
@@ -48,15 +48,16 @@ class Feeder:
         room: Callable[[], int],
         reserve: int,
         idle: Callable[[], bool],
+        alone: threading.Event,
         run_alone: Callable[[str], Future[None]],
         hold: float,
     ) -> None:
-        self.quarantine = threading.Event()
         self._ledger = ledger
         self._worker = worker
         self._room = room
         self._reserve = reserve
         self._idle = idle
+        self._alone = alone
         self._run_alone = run_alone
         self._hold = hold
         self._some = threading.Event()
@@ -68,7 +69,8 @@ class Feeder:
 
     def wake(self) -> None:
         """Say that there are jobs, or that there is room again."""
-        self._some.set()
+        if not self._some.is_set():  # setting it takes a lock, and each row of a batch says so
+            self._some.set()
 
     def stop(self) -> None:
         """Take nothing more. What was rung for may still come."""
@@ -108,18 +110,18 @@ class Feeder:
         """Run jobs that have to be alone, unless another worker sees to them."""
         try:
             while not self._stopping.is_set():
-                idle = self.quarantine.is_set() and self._idle()
+                idle = self._alone.is_set() and self._idle()
                 job_id = self._ledger.take_suspect(self._worker, self._hold, idle=idle)
                 if job_id is None:
                     return
-                self.quarantine.set()
+                self._alone.set()
                 if job_id:
                     self._watch(self._run_alone(job_id))
                 else:
                     self._some.wait(_SHORTAGE)
                     self._some.clear()
         finally:
-            self.quarantine.clear()
+            self._alone.clear()
 
     def _watch(self, alone: Future[None]) -> None:
         """Keep the other workers from taking suspects until this one has ended."""

@@ -45,6 +45,11 @@ class Keys:
         return f"{self.prefix}suspects"
 
     @property
+    def delayed(self) -> str:
+        """Sorted set of the ids of queued jobs that must wait, by the time from which they run."""
+        return f"{self.prefix}delayed"
+
+    @property
     def dead(self) -> str:
         """Sorted set of the ids of dead jobs, by the time of their death."""
         return f"{self.prefix}dead"
@@ -85,7 +90,7 @@ class Keys:
         return f"{self.prefix}wake"
 
     def waiting(self, job_class: JobClass) -> str:
-        """Sorted set of the ids of a class's queued jobs, by submission time."""
+        """Sorted set of a class's queued jobs, by the time since which they could have run."""
         return f"{self.prefix}waiting:{job_class}"
 
     def job(self, job_id: str) -> str:
@@ -119,6 +124,10 @@ class Keys:
     def log(self, worker: str) -> str:
         """List: the last lines of a worker's log."""
         return f"{self.prefix}log:{worker}"
+
+    def schedule(self, name: str) -> str:
+        """Hash: up to where a schedule's fires are settled, its last job, whether it rests."""
+        return f"{self.prefix}schedule:{name}"
 
     def queue(self, job_class: JobClass) -> str:
         """List: the Celery queue of a class."""

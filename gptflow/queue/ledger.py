@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from gptflow.queue.payload import Packed
+from gptflow.queue.records import Ending
 from gptflow.result import Result
 from gptflow.transport import Event
 
@@ -77,7 +78,7 @@ class Ledger(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finish(self, claim: Claim, result: Result) -> bool:
+    def finish(self, claim: Claim, ending: Ending) -> bool:
         """Record the end of a claimed job. False: it had ended, or somebody else runs it."""
 
     @abc.abstractmethod
@@ -93,13 +94,15 @@ class Ledger(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finish_items(
-        self, batch_id: str, results: Mapping[int, Result], claim: Claim | None = None
-    ) -> bool:
+    def give_up(self, job_id: str) -> None:
+        """Say that a doorbell was taken and will not be answered here."""
+
+    @abc.abstractmethod
+    def finish_items(self, batch_id: str, endings: Mapping[int, Ending], claim: Claim) -> bool:
         """Record the ends of items; those that had ended keep their first result.
 
         Args:
-            claim: of the message that carries them; None to record them whoever runs them.
+            claim: of the message that carries them.
 
         Returns:
             False: somebody else runs them, and nothing was recorded.

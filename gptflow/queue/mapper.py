@@ -15,6 +15,7 @@ from gptflow.context import Job
 from gptflow.envelope import Envelope, Item, new_id
 from gptflow.packing import Packer, estimate_tokens
 from gptflow.result import Result
+from gptflow.tracing import trace_context
 from gptflow.transport import BatchRecord, Transport
 
 
@@ -36,7 +37,8 @@ class Mapper:
         Cancelling this cancels the batch.
         """
         batch_id = new_id("batch")
-        wait = partial(self._submit_and_wait, parent, batch_id, task, inputs)
+        trace = trace_context()  # of the job's span, which the other thread knows nothing of
+        wait = partial(self._submit_and_wait, parent, batch_id, task, inputs, trace)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, wait)
         except asyncio.CancelledError:
@@ -47,7 +49,12 @@ class Mapper:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _submit_and_wait(
-        self, parent: Job, batch_id: str, task: str, inputs: Sequence[Any]
+        self,
+        parent: Job,
+        batch_id: str,
+        task: str,
+        inputs: Sequence[Any],
+        trace: dict[str, str],
     ) -> list[Result]:
         items = [Item(index=n, custom_id=str(n), input=value) for n, value in enumerate(inputs)]
         packer: Packer[Item] = Packer()
@@ -61,6 +68,7 @@ class Mapper:
                 job_class="batch",
                 seed=parent.seed,
                 deadline=parent.deadline,
+                trace=trace,
             )
             for message in (*messages, packer.rest())
             if message

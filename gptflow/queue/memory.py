@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pkgutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,7 @@ class MemoryTransport(StoreTransport):
                     self,
                     settings=settings,
                     concurrency=settings.concurrency,
+                    most=sys.maxsize,
                 )
                 self._dispatcher = Dispatcher(
                     self._runtime, self.store, settings=settings, name=_NAME

@@ -16,6 +16,7 @@ from gptflow.errors import InvalidInput, JobCancelled, JobNotFound
 from gptflow.queue import records
 from gptflow.queue.ledger import Claim, Ledger, Piece, Refusal
 from gptflow.queue.payload import Packed
+from gptflow.queue.records import Ending
 from gptflow.queue.store import LISTED, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
@@ -206,13 +207,15 @@ class MemoryStore(Store, Ledger):
             if (entry := self._jobs.get(result.id)) is None:
                 return None
             running = entry.record.state == "running"
-            ended = self._end(entry, result)
+            ended = self._end(entry, Ending.of(result))
         if ended and running:
             self._announce(result.id)
         return ended
 
     def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
-        self.finish_items(batch_id, results)
+        endings = {number: Ending.of(result) for number, result in results.items()}
+        with self._changed:
+            self._end_items(batch_id, endings)
 
     def message_items(self, job_id: str) -> dict[int, str]:
         with self._changed:
@@ -288,9 +291,9 @@ class MemoryStore(Store, Ledger):
                 late=envelope.deadline is not None and envelope.deadline <= now,
             )
 
-    def finish(self, claim: Claim, result: Result) -> bool:
+    def finish(self, claim: Claim, ending: Ending) -> bool:
         with self._changed:
-            return self._holds(claim) and self._end(self._jobs[claim.job_id], result)
+            return self._holds(claim) and self._end(self._jobs[claim.job_id], ending)
 
     def release(self, claim: Claim, *, wait: float, counts: bool) -> bool:
         with self._changed:
@@ -302,14 +305,18 @@ class MemoryStore(Store, Ledger):
         self._publish_at(claim.job_id, time.time() + wait if wait else 0.0)
         return True
 
+    def give_up(self, job_id: str) -> None:
+        pass  # there is nobody else
+
     def _holds(self, claim: Claim) -> bool:
         entry = self._jobs.get(claim.job_id)
         return entry is not None and entry.record.state == "running" and entry.fence == claim.fence
 
-    def _end(self, entry: _Entry, result: Result) -> bool:
+    def _end(self, entry: _Entry, ending: Ending) -> bool:
         if entry.record.state in TERMINAL:
             return False
-        entry.result = records.encode(result)
+        result = ending.result
+        entry.result = ending.text
         entry.record = dataclasses.replace(entry.record, state=result.state, finished=time.time())
         if result.state == "done" or (result.state == "cancelled" and entry.record.items is None):
             entry.aside = None
@@ -317,26 +324,26 @@ class MemoryStore(Store, Ledger):
         self._changed.notify_all()
         return True
 
-    def finish_items(
-        self, batch_id: str, results: Mapping[int, Result], claim: Claim | None = None
-    ) -> bool:
-        texts = {number: records.encode(result) for number, result in results.items()}
+    def finish_items(self, batch_id: str, endings: Mapping[int, Ending], claim: Claim) -> bool:
         with self._changed:
-            if claim is not None and not self._holds(claim):
-                return False
-            batch = self._batches.get(batch_id)
-            if batch is None:  # forgotten; nobody waits for it
-                return True
-            for number, text in texts.items():
-                if number not in batch.items:
-                    batch.items[number] = text
-                    batch.order.append(number)
-                    done, record = results[number].ok, batch.record
-                    batch.record = dataclasses.replace(
-                        record, done=record.done + done, failed=record.failed + (not done)
-                    )
-            self._changed.notify_all()
-        return True
+            holds = self._holds(claim)
+            if holds:
+                self._end_items(batch_id, endings)
+        return holds
+
+    def _end_items(self, batch_id: str, endings: Mapping[int, Ending]) -> None:
+        batch = self._batches.get(batch_id)
+        if batch is None:  # forgotten; nobody waits for it
+            return
+        for number, ending in endings.items():
+            if number not in batch.items:
+                batch.items[number] = ending.text
+                batch.order.append(number)
+                done, record = ending.result.ok, batch.record
+                batch.record = dataclasses.replace(
+                    record, done=record.done + done, failed=record.failed + (not done)
+                )
+        self._changed.notify_all()
 
     def mark(self, claim: Claim, item: int) -> None:
         pass  # nobody is left to read it

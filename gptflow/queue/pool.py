@@ -193,7 +193,7 @@ class EnginePool(BasePool):
         if not crew.engine.healthy:
             self._give_up()
         if crew.stopping:
-            crew.return_doorbell(message)
+            crew.dispatcher.turn_away(message)
             return None, job.settled
         return crew.dispatcher.run(message, job.handle), job.settled
 

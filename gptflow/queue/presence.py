@@ -42,6 +42,9 @@ class Presence:
         lease: seconds that a claim lasts; it is renewed three times as often.
         wake: called when there are new jobs.
         on_engine_stopped: called at each look that finds the engine stopped for good.
+
+    Attributes:
+        contact: when the ledger last answered, as `time.monotonic` has it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Presence:
         on_engine_stopped: Callable[[], None],
     ) -> None:
         self.log = LastLines()
+        self.contact = float("-inf")
         self._store = store
         self._ledger = ledger
         self._dispatcher = dispatcher
@@ -64,6 +68,7 @@ class Presence:
         self._record = record
         self._wake = wake
         self._on_engine_stopped = on_engine_stopped
+        self._has_reaped = False
         self._stopping = threading.Event()
         self._ear = threading.Thread(target=self._listen, name="gptflow-ear", daemon=True)
         self._heart = threading.Thread(target=self._live, name="gptflow-heart", daemon=True)
@@ -111,10 +116,13 @@ class Presence:
             logger.error("A sign of life failed: %s.", type(error).__name__)
 
     def _renew(self) -> None:
-        claims = self._dispatcher.claims()
-        if claims:
-            for job_id in self._ledger.beat(claims):
-                self._cancel(job_id)
+        claims = {claim.job_id: claim for claim in self._dispatcher.claims()}
+        if not claims:
+            return
+        for job_id in self._ledger.beat(list(claims.values())):
+            lost = JobCancelled(f"Job {job_id} was cancelled.")
+            if self._dispatcher.stop(job_id, lost, claim=claims[job_id]):
+                logger.info("Job %s was cancelled, or given to another worker.", job_id)
 
     def _announce(self) -> None:
         if not self._runtime.engine.healthy:
@@ -130,7 +138,9 @@ class Presence:
         self._ledger.announce(self._record, self.log.lines())
 
     def _reap(self) -> None:
-        reaped = self._ledger.reap()
+        reaped = self._ledger.reap(regular=self._has_reaped)
+        self._has_reaped = True
+        self.contact = time.monotonic()
         if any(reaped):
             logger.info(
                 "Brought back: %d jobs of silent workers, %d unanswered, %d delayed; %d are dead.",
@@ -168,4 +178,4 @@ class Presence:
 
     def _cancel(self, job_id: str) -> None:
         if self._dispatcher.stop(job_id, JobCancelled(f"Job {job_id} was cancelled.")):
-            logger.info("Job %s is cancelled, or was given to another worker.", job_id)
+            logger.info("Job %s is cancelled.", job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from gptflow.envelope import Envelope
 from gptflow.errors import InvalidOutput, JobCancelled
@@ -18,6 +18,9 @@ JOB_FIELDS: tuple[str, ...] = tuple({"job_class": "class"}.get(name, name) for n
 BATCH_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(BatchRecord))
 _TIMES = frozenset(("submitted", "started", "finished"))
 _COUNTS = frozenset(("items", "attempt", "crashes", "total", "done", "failed"))
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def new_job(envelope: Envelope, now: float, items: int | None = None) -> JobRecord:
@@ -66,6 +69,23 @@ def _typed(values: Mapping[str, str | None]) -> dict[str, Any]:
     return typed
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """A result, and the text in which it is kept."""
+
+    result: Result
+    text: str
+
+    @classmethod
+    def of(cls, result: Result) -> Self:
+        """What becomes of a result: where its output is not JSON, a failure that says so."""
+        try:
+            return cls(result, encode(result))
+        except InvalidOutput as error:
+            failure = Result.failure(result.id, result.task, error, custom_id=result.custom_id)
+            return cls(failure, encode(failure))
+
+
 def encode(result: Result) -> str:
     """The result as JSON.
 
@@ -73,7 +93,7 @@ def encode(result: Result) -> str:
         InvalidOutput: the task's output is not JSON; NaN and infinity are not either.
     """
     try:
-        return json.dumps(result.as_dict(), allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(result.as_dict())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidOutput(f"The output of task {result.task!r} is not JSON: {error}.") from None
 

@@ -14,6 +14,7 @@ from gptflow.queue.batching import Batcher
 from gptflow.queue.keys import CLASSES, queue_name
 from gptflow.queue.ledger import Claim, Ledger, Piece, Refusal
 from gptflow.queue.payload import Packed
+from gptflow.queue.records import Ending
 from gptflow.queue.redis_store import WORKER_TTL, RedisStore, enqueue_call, items_calls
 from gptflow.queue.scripts import Call
 from gptflow.queue.store import STREAM_LENGTH
@@ -104,8 +105,9 @@ class RedisLedger(Ledger):
             late=verdict == "late",
         )
 
-    def finish(self, claim: Claim, result: Result) -> bool:
-        assert result.state in TERMINAL
+    def finish(self, claim: Claim, ending: Ending) -> bool:
+        state = ending.result.state
+        assert state in TERMINAL
         return bool(
             self._call(
                 Call(
@@ -114,8 +116,8 @@ class RedisLedger(Ledger):
                     [
                         claim.job_id,
                         claim.fence,
-                        result.state,
-                        records.encode(result),
+                        state,
+                        ending.text,
                         self._store.ttl,
                     ],
                 )
@@ -126,18 +128,15 @@ class RedisLedger(Ledger):
         return bool(self._call(self._release(claim.job_id, claim.fence, wait, counts)))
 
     def give_up(self, job_id: str) -> None:
-        """Say that a doorbell was taken and will not be answered."""
         self._call(self._release(job_id, "", 0, False))
 
     def _release(self, job_id: str, fence: Any, wait: float, counts: bool) -> Call:
         return Call("release", [self._keys.job(job_id)], [job_id, fence, wait, int(counts)])
 
-    def finish_items(
-        self, batch_id: str, results: Mapping[int, Result], claim: Claim | None = None
-    ) -> bool:
-        job_id, fence = ("", "") if claim is None else (claim.job_id, str(claim.fence))
+    def finish_items(self, batch_id: str, endings: Mapping[int, Ending], claim: Claim) -> bool:
+        job_id, fence = claim.job_id, str(claim.fence)
         calls = items_calls(
-            self._keys, batch_id, results, self._store.ttl, job_id=job_id, fence=fence
+            self._keys, batch_id, endings, self._store.ttl, job_id=job_id, fence=fence
         )
         return all(self._call(call) >= 0 for call in calls)
 
@@ -225,9 +224,16 @@ class RedisLedger(Ledger):
         with self._store.reported():
             return set(self._store.scripts.run(Call("beat", [self._keys.leases], arguments)))
 
-    def reap(self, *, doorbell_seconds: float = DOORBELL_SECONDS) -> Reaped:
-        """Bring back what got lost."""
-        call = Call("reap", [self._keys.leases], [_REAPED, doorbell_seconds, self._dead_ttl])
+    def reap(self, *, doorbell_seconds: float = DOORBELL_SECONDS, regular: bool = False) -> Reaped:
+        """Bring back what got lost.
+
+        Args:
+            regular: the caller has done so before, and often. If nobody has for long, then the
+                server was away, and leases that ran out meanwhile are given another time.
+        """
+        lease = self._lease if regular else 0
+        arguments = [_REAPED, doorbell_seconds, self._dead_ttl, lease]
+        call = Call("reap", [self._keys.leases], arguments)
         with self._store.reported():
             return Reaped(*self._store.scripts.run(call))
 

@@ -11,6 +11,7 @@ from gptflow.errors import InvalidInput, JobCancelled, JobNotFound, QueueFull
 from gptflow.queue import connection, records
 from gptflow.queue.keys import Keys
 from gptflow.queue.payload import Packed
+from gptflow.queue.records import Ending
 from gptflow.queue.scripts import Call, Scripts
 from gptflow.queue.store import BLOCK, LISTED, Store
 from gptflow.result import TERMINAL, Result, State
@@ -179,7 +180,8 @@ class RedisStore(Store):
 
     def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
         with self.reported():
-            self.scripts.run_all(items_calls(self.keys, batch_id, results, self.ttl))
+            endings = {number: Ending.of(result) for number, result in results.items()}
+            self.scripts.run_all(items_calls(self.keys, batch_id, endings, self.ttl))
 
     def message_items(self, job_id: str) -> dict[int, str]:
         with self.reported():
@@ -311,7 +313,7 @@ def accepted(reply: Sequence[str], packed: Packed) -> str:
 def items_calls(
     keys: Keys,
     batch_id: str,
-    results: Mapping[int, Result],
+    endings: Mapping[int, Ending],
     ttl: int,
     *,
     job_id: str = "",
@@ -324,13 +326,13 @@ def items_calls(
         fence: of its claim; empty to record them whoever runs them.
     """
     names = [name(batch_id) for name in (keys.batch, keys.results, keys.stream)]
-    numbers = list(results)
+    numbers = list(endings)
     calls = []
     for start in range(0, len(numbers), _SLICE):
         arguments: list[Any] = [ttl, job_id, fence, batch_id]
         for number in numbers[start : start + _SLICE]:
-            result = results[number]
-            arguments += [number, "done" if result.ok else "failed", records.encode(result)]
+            ending = endings[number]
+            arguments += [number, "done" if ending.result.ok else "failed", ending.text]
         calls.append(Call("items", names, arguments))
     return calls
 

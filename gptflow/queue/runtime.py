@@ -7,11 +7,11 @@ loop itself never waits for Redis.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from gptflow.client import ITEMS_PER_MESSAGE
@@ -24,6 +24,7 @@ from gptflow.plugins import Registry
 from gptflow.queue import records
 from gptflow.queue.handle import Handle
 from gptflow.queue.mapper import Mapper
+from gptflow.queue.spans import Run, Spans
 from gptflow.request import Delta, Engine
 from gptflow.result import Result
 from gptflow.transport import Transport
@@ -41,12 +42,15 @@ class Runtime:
         transport: where `Context.map` submits to.
         settings: what tasks are set up with.
         concurrency: messages in flight at most.
-        ended: called at the end of each job, of each item of a batch.
+        most: jobs and rows in flight at most, about: a message brings all of its rows.
+        ended: called at the end of each job, row and message: there may be room again.
+        spans: what is told of each job, if anything is.
 
     Attributes:
         in_flight: jobs and items that run now.
         peak_in_flight: the most that ever ran at once.
-        alone: while this is set, everything runs in this process, and nothing through the queue.
+        alone: while this is set, a job runs with nothing beside it, and takes nothing from the
+            queue either.
     """
 
     def __init__(
@@ -57,16 +61,20 @@ class Runtime:
         *,
         settings: Settings,
         concurrency: int,
+        most: int,
         ended: Callable[[], None] = lambda: None,
+        spans: Spans | None = None,
     ) -> None:
         self.engine = engine
         self.registry = registry
-        self.concurrency = concurrency
+        self._concurrency = concurrency
+        self._most = most
         self.in_flight = 0
         self.peak_in_flight = 0
         self.messages = 0
-        self.alone = False
+        self.alone = threading.Event()
         self._ended = ended
+        self._spans = spans
         self._executor = Executor(engine, registry, settings=settings, map=self._map)
         self._counting = threading.Lock()
         self._loop = asyncio.new_event_loop()
@@ -77,6 +85,11 @@ class Runtime:
             target=self._loop.run_forever, name="gptflow-loop", daemon=True
         )
         self._thread.start()
+
+    @property
+    def room(self) -> int:
+        """How many more jobs and rows may be taken."""
+        return 0 if self.messages >= self._concurrency else max(0, self._most - self.in_flight)
 
     def setup(self) -> None:
         """Let every task load what it needs.
@@ -116,13 +129,23 @@ class Runtime:
     def leave(self) -> None:
         with self._counting:
             self.messages -= 1
+        self._ended()
 
     def start(
         self, envelope: Envelope, handle: Handle, on_delta: Callable[[Delta], None] | None
     ) -> Future[Result]:
         """Run a single job. `handle` can stop it, and the future is cancelled then."""
-        job = _job(envelope, envelope.id, envelope.input, on_delta)
-        return self._start(self._run(job), handle)
+        job = Job(
+            id=envelope.id,
+            task=envelope.task,
+            input=envelope.input,
+            seed=envelope.seed,
+            tenant=envelope.tenant,
+            job_class=envelope.job_class,
+            deadline=envelope.deadline,
+            on_delta=on_delta,
+        )
+        return self._start(envelope, partial(self._run, job), handle)
 
     def start_items(
         self,
@@ -132,10 +155,12 @@ class Runtime:
         handle: Handle,
     ) -> Future[None]:
         """Run items of a batch side by side, and put each one with its result into `ended`."""
-        return self._start(self._run_items(envelope, items, ended), handle)
+        return self._start(envelope, partial(self._run_items, envelope, items, ended), handle)
 
-    def _start(self, coroutine: Any, handle: Handle) -> Future[Any]:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def _start(self, envelope: Envelope, run: Run[Any], handle: Handle) -> Future[Any]:
+        spans, model = self._spans, self.engine.model.id
+        traced = run() if spans is None else spans.around(envelope, model, run)
+        future = asyncio.run_coroutine_threadsafe(traced, self._loop)
         handle.attach(future)
         return future
 
@@ -145,9 +170,16 @@ class Runtime:
         self, envelope: Envelope, items: Sequence[Item], ended: queue.SimpleQueue[Ended | None]
     ) -> None:
         async def one(item: Item) -> None:
-            job = _job(envelope, records.item_id(str(envelope.batch), item.index), item.input, None)
-            seed = item_seed(envelope.seed, item.index)
-            ended.put((item, await self._run(dataclasses.replace(job, seed=seed))))
+            job = Job(
+                id=records.item_id(str(envelope.batch), item.index),
+                task=envelope.task,
+                input=item.input,
+                seed=item_seed(envelope.seed, item.index),
+                tenant=envelope.tenant,
+                job_class=envelope.job_class,
+                deadline=envelope.deadline,
+            )
+            ended.put((item, await self._run(job)))
 
         await asyncio.gather(*map(one, items))
 
@@ -176,8 +208,7 @@ class Runtime:
         that takes the last place finds none and runs its inputs itself, and its place comes
         free again. What one message holds gains nothing from the queue and runs here, too.
         """
-        here = self.alone or self.messages >= self.concurrency
-        if here or len(inputs) <= ITEMS_PER_MESSAGE:
+        if self.alone.is_set() or self.room == 0 or len(inputs) <= ITEMS_PER_MESSAGE:
             return await self._executor.map_here(parent, task, inputs)
         return await self._mapper.run(parent, task, inputs)
 
@@ -187,18 +218,3 @@ async def _cancel_tasks() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _job(
-    envelope: Envelope, job_id: str, input: Any, on_delta: Callable[[Delta], None] | None
-) -> Job:
-    return Job(
-        id=job_id,
-        task=envelope.task,
-        input=input,
-        seed=envelope.seed,
-        tenant=envelope.tenant,
-        job_class=envelope.job_class,
-        deadline=envelope.deadline,
-        on_delta=on_delta,
-    )

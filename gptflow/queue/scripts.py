@@ -23,9 +23,15 @@ Name = Literal[
     "reap",
     "release",
     "revive",
+    "schedule_fire",
+    "schedule_pause",
+    "schedule_watch",
     "seal",
     "suspect",
 ]
+
+_USES: dict[str, tuple[str, ...]] = {"schedule_fire": ("enqueue",)}
+"""Scripts that others call as functions of `KEYS` and `ARGV`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +47,12 @@ class Call:
 def source(name: Name) -> str:
     """A script's text, with what the scripts share before it."""
     folder = resources.files("gptflow.queue").joinpath("lua")
-    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in ("common", name))
+
+    def text(part: str) -> str:
+        return folder.joinpath(f"{part}.lua").read_text("utf-8")
+
+    used = [f"local function {each}(KEYS, ARGV)\n{text(each)}\nend" for each in _USES.get(name, ())]
+    return "\n".join((text("common"), *used, text(name)))
 
 
 @functools.cache

@@ -29,6 +29,9 @@ class Watchdog:
         stats: the engine's; see `gptflow.request.Engine.stats`.
         seconds: without a step, with work waiting, after which it hangs.
         end: ends the process.
+
+    Attributes:
+        stalled: for how many seconds the engine has had work and has not made a step.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Watchdog:
         seconds: float,
         end: Callable[[int], None] = os._exit,
     ) -> None:
+        self.stalled = 0.0
         self._stats = stats
         self._seconds = seconds
         self._end = end
@@ -53,16 +57,23 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        moved, steps = time.monotonic(), -1
-        while not self._stopping.wait(self._seconds / 10):
-            stats = self._stats()
+        pause, steps = self._seconds / 10, -1
+        looked = time.monotonic()
+        while not self._stopping.wait(pause):
+            # A process that was frozen for a while has not hung: a look counts for two at most.
+            passed = min(time.monotonic() - looked, 2 * pause)
+            looked = time.monotonic()
+            try:
+                stats = self._stats()
+            except Exception as error:  # noqa: BLE001  the dog must not die of it
+                logger.error("The engine's counters failed: %s.", type(error).__name__)
+                continue
             if "steps" not in stats:  # an engine that is elsewhere has time limits of its own
                 continue
-            now = int(stats["steps"])
+            before, steps = steps, int(stats["steps"])
             busy = stats.get("running", 0) or stats.get("waiting", 0)
-            if now != steps or not busy:
-                moved, steps = time.monotonic(), now
-            elif time.monotonic() - moved > self._seconds:
+            self.stalled = self.stalled + passed if busy and steps == before else 0.0
+            if self.stalled > self._seconds:
                 logger.critical(
                     "The engine has not moved for %g seconds with work waiting; "
                     "the worker ends itself.",

@@ -9,10 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gptflow.client import Client
 from gptflow.config import Settings
+from gptflow.errors import TaskNotFound
 from gptflow.queue.embedded import EmbeddedServer
 from gptflow.scaffold import new_plugin
+
+TASK = "recommend.rank"
+"""A task that is installed beside the tests, and that the tests' worker does not load."""
 
 
 def test_an_installed_plugin_is_served_with_no_other_change(
@@ -34,3 +40,22 @@ def test_an_installed_plugin_is_served_with_no_other_change(
         assert tasks == ("mood",)
         result = client.submit("mood.choose", "What a day!").wait(timeout=30)
     assert result.ok, result.error
+
+
+@pytest.mark.parametrize(
+    "command", [("run", TASK, "@examples"), ("submit", TASK, "in.jsonl", "--wait")]
+)
+def test_a_worker_that_does_not_know_an_installed_task_is_to_be_started_again(
+    worker: Any, server: EmbeddedServer, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('"Shares fall"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "gptflow", "--redis", server.url, *command],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == TaskNotFound.exit_code
+    assert f"{TASK} is installed here" in done.stderr
+    assert "start it again" in done.stderr

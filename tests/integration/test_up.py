@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from gptflow.errors import PluginNotFound
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -101,5 +103,6 @@ def test_however_it_ends_it_leaves_no_process_behind(
 
 def test_a_worker_that_cannot_start_ends_it_with_the_reason(environment: dict[str, str]) -> None:
     done = _gptflow("up", environment=environment | {"GPTFLOW_PLUGINS": "no_such_plugin"})
-    assert done.returncode != 0
+    assert done.returncode == PluginNotFound.exit_code
     assert "no_such_plugin" in done.stderr
+    assert "Redis" not in done.stderr, "nothing was started for nothing"

@@ -198,6 +198,23 @@ def test_errors_come_before_warnings(check):
     assert [severity for severity, _ in told(check(Bad))] == ["error", "warning"]
 
 
+def test_a_task_may_read_the_sources_of_its_plugin(check):
+    class Reads(Read):
+        """Read the mood of a feed."""
+
+        def setup(self, ctx):
+            self.sources = ctx.registry.sources
+
+        def postprocess(self, input, raw):
+            return Mood(label=self.sources["feed"]())
+
+    hooks = {
+        "register_tasks": hookimpl(lambda self, register: register(Reads())),
+        "register_sources": hookimpl(lambda self, register: register("feed", lambda: "calm")),
+    }
+    assert check(Reads, hooks=hooks) == []
+
+
 def test_a_finding_is_json(check):
     [finding] = check(lines=[])
     assert set(finding.as_dict()) == {"plugin", "severity", "message", "location"}

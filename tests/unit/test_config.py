@@ -126,6 +126,16 @@ def test_folders_may_start_at_home(monkeypatch, folder):
     assert config.load(cache_dir=Path("~/models")).cache_dir == folder / "models"
 
 
+def test_weights_of_tenants_are_json_in_a_variable_and_a_table_in_the_file(folder, monkeypatch):
+    (folder / "gptflow.toml").write_text("[tenant_weights]\nbig = 2\n")
+    assert config.load().tenant_weights == {"big": 2}
+    monkeypatch.setenv("GPTFLOW_TENANT_WEIGHTS", '{"small": 0.5}')
+    assert config.load().tenant_weights == {"small": 0.5}
+    monkeypatch.setenv("GPTFLOW_TENANT_WEIGHTS", "big=2")
+    with pytest.raises(ConfigError, match="give JSON"):
+        config.load()
+
+
 def test_the_default_folders_are_the_platforms(monkeypatch, folder):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "c"))
     monkeypatch.setenv("XDG_DATA_HOME", str(folder / "d"))

@@ -138,6 +138,14 @@ def test_a_plugin_that_is_broken_breaks_alone_and_says_where(install, what):
         registry.require_all()
 
 
+def test_a_task_of_a_broken_plugin_is_not_taken_for_a_misspelt_one_of_another(install):
+    install("brokem", GOOD)
+    install("broken", "1 / 0")
+    with pytest.raises(TaskNotFound) as caught:
+        Registry.load().task("broken.say")
+    assert "Plugins that failed to load: broken" in caught.value.hint
+
+
 def test_a_class_that_was_registered_is_told_how_to_be_an_instance(install):
     install("broken", GOOD.replace("Say()", "Say"))
     assert Registry.load().plugins["broken"].error.hint == "Write `register(Say())`."

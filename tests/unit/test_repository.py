@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gptflow.config import Settings
 from gptflow.plugins import Registry
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,20 @@ def test_nothing_in_compose_runs_as_root_or_listens_to_the_world(services: dict[
     for dockerfile in DOCKERFILES:
         users = re.findall(r"^USER (\w+)", dockerfile.read_text(encoding="utf-8"), re.MULTILINE)
         assert users[-1:] not in ([], ["root"]), dockerfile
+
+
+def test_workers_are_asked_whether_they_take_jobs_and_get_their_grace(
+    services: dict[str, Any],
+) -> None:
+    for name in ("worker-cpu", "worker-gpu"):
+        service = services[name]
+        port = service["environment"]["GPTFLOW_METRICS_PORT"]
+        assert service["environment"]["GPTFLOW_MODEL"]
+        assert service["restart"] == "unless-stopped"
+        assert f"127.0.0.1:{port}/readyz" in service["healthcheck"]["test"][-1]
+        seconds = int(service["stop_grace_period"].removesuffix("s"))
+        assert seconds >= Settings().grace + 10
+    assert "GPTFLOW_METRICS_PORT" not in services["beat"]["environment"]
 
 
 def test_images_copy_only_what_exists() -> None:

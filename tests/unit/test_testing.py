@@ -1,13 +1,14 @@
 """The tools that plugin authors test with are tested themselves."""
 
 import json
+import time
 from enum import Enum
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
-from gptflow.errors import EmptyInput, InvalidInput, JobFailed, UnsupportedHead
+from gptflow.errors import EmptyInput, EngineStopped, InvalidInput, JobFailed, UnsupportedHead
 from gptflow.heads import (
     Choose,
     Chosen,
@@ -310,3 +311,49 @@ def test_the_engine_is_healthy_until_it_is_closed():
     assert engine.healthy
     engine.close()
     assert not engine.healthy
+
+
+# The token clock
+
+
+def request(tokens, **options):
+    return Request(prompt=(1, 2, 3), head=Generate(max_tokens=tokens), **options)
+
+
+def test_a_pace_takes_its_time_and_streams_what_it_answers():
+    engine = ScriptedEngine(tokens_per_s=200)
+    pieces = []
+    started = time.monotonic()
+    raw = engine.submit(request(20, on_delta=lambda delta: pieces.append(delta.text))).result(5)
+    assert time.monotonic() - started >= 0.1
+    assert raw.usage.tokens_out == 20
+    assert len(pieces) > 1
+    assert "".join(pieces) == raw.continuations[0].text
+    assert engine.submit(request(20)).result(5).continuations[0].text == "".join(pieces)
+    engine.close()
+
+
+def test_a_pace_runs_as_many_at_once_as_it_has_slots():
+    engine = ScriptedEngine(tokens_per_s=100, slots=2)
+    first, second, third = (engine.submit(request(n)) for n in (10, 1000, 1))
+    assert not third.done()
+    first.result(5)
+    third.result(5)
+    assert not second.done()
+    assert engine.stats()["running"] == 1
+    engine.close()
+
+
+def test_a_pace_can_be_cancelled_running_or_waiting():
+    engine = ScriptedEngine(tokens_per_s=1, slots=1, remember=False)
+    asked = [request(1000) for _ in range(3)]
+    running, waiting, last = map(engine.submit, asked)
+    assert engine.cancel(asked[0].id)
+    assert engine.cancel(asked[1].id)
+    assert not engine.cancel(asked[0].id)
+    assert running.cancelled()
+    assert waiting.cancelled()
+    engine.close()
+    assert isinstance(last.exception(5), EngineStopped)
+    assert isinstance(engine.submit(request(1)).exception(5), EngineStopped)
+    assert engine.requests == []

@@ -18,6 +18,7 @@ INPUTS = {
     "text.score": PLAIN | {"items": ["umbrella", "hat"]},
     "text.embed": PLAIN,
     "text.summarize": PLAIN,
+    "text.echo": PLAIN,
     "text.translate": PLAIN | {"to": "French"},
     "text.answer": {"question": "Why?", "context": "Because."},
 }

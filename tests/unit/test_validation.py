@@ -76,7 +76,7 @@ def complaint(data: Any) -> str:
         ),
         (
             {"turns": [{"role": "user", "text": "four"}]},
-            "'turns[0].text' must be at most 3 characters long",
+            "'turns[0].text' must be at most 3 characters long, not 4",
         ),
         ({"number": "many"}, "'number' must be a whole number, not text"),
         ({"number": 2.5}, "'number' must be a whole number, not a decimal number"),

@@ -187,7 +187,6 @@ async def _draw(
         raise EngineError("The model server's answer is not complete.")
     details = usage.get("prompt_tokens_details") or {}
     seen = sum(len(draft.tokens) for draft in drafts)
-    seen = sum(len(draft.tokens) for draft in drafts)
     return drafts, Usage(
         tokens_in=int(usage.get("prompt_tokens") or payload.tokens or 0),
         # llama.cpp counts one continuation's only.

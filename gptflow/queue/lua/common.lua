@@ -115,8 +115,9 @@ local function count(name, amount)
   if call('HINCRBY', depth, name, amount) <= 0 then call('HDEL', depth, name) end
 end
 
-local function begin_waiting(job)
-  call('ZADD', P .. 'waiting:' .. job.class, job.submitted, job.id)
+-- `from`: not before this time; what waits for it is not late.
+local function begin_waiting(job, from)
+  call('ZADD', P .. 'waiting:' .. job.class, from or job.submitted, job.id)
   count(job.class, job.cost)
   count(job.class .. '/' .. job.tenant, job.cost)
 end
@@ -164,7 +165,7 @@ end
 local function requeue(job, time)
   call('HSET', job_key(job.id), 'state', 'queued')
   call('HDEL', job_key(job.id), 'claim', 'until')
-  begin_waiting(job)
+  begin_waiting(job, time)
   if time then wait_until(job, time) else line_up(job) end
 end
 

@@ -87,7 +87,7 @@ call('ZADD', P .. 'jobs', time, id)
 call('ZREMRANGEBYRANK', P .. 'jobs', 0, -LISTED - 1)
 tally('accepted:' .. class)
 
-begin_waiting(job)
+begin_waiting(job, not_before > time and text(not_before) or nil)
 if not_before > time then
   wait_until(job, not_before)
 elseif given.adopt then

@@ -1,10 +1,24 @@
 -- Bring back what got lost: jobs whose worker fell silent, and doorbells that nobody answered.
 --
 -- KEYS: the sorted set of leases
--- ARGV: prefix, how many at most, seconds that a doorbell may take, seconds to keep a dead job
+-- ARGV: prefix, how many at most, seconds that a doorbell may take, seconds to keep a dead job,
+--   seconds of the lease (0 for a worker's first call)
 -- Returns {leases that ran out, doorbells lost, jobs that are dead now, delayed jobs enqueued}.
-local _, most, patience, ttl = unpack(ARGV)
+local _, most, patience, ttl, lease = unpack(ARGV)
 local time = now()
+local policy = read(P .. 'policy', 'pace', 'paced', 'ended', 'reaped')
+
+-- Where no worker has called for so long, the server or the way to it was away, and nobody could
+-- renew a lease. That is no crash of anybody's: all get the time to say that they live.
+lease = tonumber(lease)
+if lease > 0 and policy.reaped and time - tonumber(policy.reaped) > lease * 2 / 3 then
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'lease', '-inf', time)) do
+    call('ZADD', P .. 'lease', time + lease, id)
+    call('HSET', job_key(id), 'until', text(time + lease))
+  end
+end
+call('HSET', P .. 'policy', 'reaped', text(time))
+
 local released = release_delayed(time, most)
 
 local lost = call('ZRANGEBYSCORE', P .. 'fed', '-inf', time - patience, 'LIMIT', 0, most)
@@ -46,7 +60,6 @@ call('ZREMRANGEBYSCORE', P .. 'dead', '-inf', time - ttl)
 if #expired > 0 then tally('expired_leases', #expired) end
 
 -- How many items end in a second, over the last ones, for telling callers when to come back.
-local policy = read(P .. 'policy', 'pace', 'paced', 'ended')
 local ended = tonumber(call('HGET', P .. 'totals', 'ended_items') or 0)
 local passed = time - tonumber(policy.paced or 0)
 if passed >= 1 then

@@ -28,6 +28,7 @@ from gptflow.queue.embedded import EmbeddedServer
 from gptflow.queue.keys import CLASSES
 from gptflow.queue.ledger import Claim
 from gptflow.queue.payload import pack
+from gptflow.queue.records import Ending
 from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.queue.redis_store import RedisStore
 from gptflow.result import TERMINAL, Result
@@ -197,7 +198,7 @@ class Ledger(RuleBasedStateMachine):
             return
         holds = self._holds(claim)
         result = Result(id=claim.job_id, task=claim.task, state=ending, output={"by": claim.fence})
-        assert self.ledger.finish(claim, result) == holds
+        assert self.ledger.finish(claim, Ending.of(result)) == holds
         if holds:
             self.jobs[claim.job_id].state = ending
             assert self.store.result(claim.job_id) == result

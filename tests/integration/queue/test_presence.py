@@ -45,7 +45,7 @@ class Worker:
         self.store = self.transport.store
         self.ledger = RedisLedger(self.store, lease=0.3, dead_ttl=60)
         self.runtime = Runtime(
-            self.engine, Registry(), self.transport, settings=settings, concurrency=1
+            self.engine, Registry(), self.transport, settings=settings, concurrency=1, most=1
         )
         self.dispatcher = Dispatcher(self.runtime, self.ledger, settings=settings, name="w")
         self.presence = Presence(

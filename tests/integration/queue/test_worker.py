@@ -184,10 +184,11 @@ def test_interactive_jobs_go_first_and_batches_last(
     assert worker.terminate() == 0
 
 
+@pytest.mark.parametrize("limit", [{"concurrency": "2"}, {"in_flight": "2"}], ids=str)
 def test_jobs_that_map_cannot_wait_for_one_another(
-    own: Client, start_worker: Callable[..., Any]
+    own: Client, start_worker: Callable[..., Any], limit: dict[str, str]
 ) -> None:
-    worker = start_worker(app=own.settings.app, concurrency="2")
+    worker = start_worker(app=own.settings.app, **limit)
     jobs = [own.submit("bed.spread", {"value": 150}) for _ in range(6)]
     assert all(job.wait(40).ok for job in jobs)
     assert worker.terminate() == 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,21 @@ class Wreck(Task[Value, Any, Answer]):
         return Answer(value=None)
 
 
+class Hang(Task[Value, Any, Answer]):
+    """Ask an engine that never answers any more; a second time, just answer."""
+
+    name = "bed.hang"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        if Path(input.value).exists():
+            return Answer(value="went on")
+        Path(input.value).touch()
+        # The engine's thread, in the middle of a step, as in a library that hangs.
+        ctx._engine._runner.forward = lambda _chunks: threading.Event().wait()
+        await ctx.generate("Hello")
+        raise AssertionError("the engine moved")
+
+
 class Flaky(Task[Value, Any, Answer]):
     """Fail with an error that may pass, as often as the value says."""
 
@@ -128,13 +145,15 @@ def _note(line: str) -> None:
 
 @hookimpl
 def register_tasks(register: Any) -> None:
-    for task in (Echo, Sleep, Gate, Words, Spread, Wreck, Flaky, Poison):
+    for task in (Echo, Sleep, Gate, Words, Spread, Wreck, Hang, Flaky, Poison):
         register(task())
 
 
 @hookimpl
 def register_schedules(register: Any) -> None:
-    register("tick", task="bed.echo", cron="* * * * *", input={"value": "tick"})
+    given = json.loads(os.environ.get("TESTBED_SCHEDULES", '{"tick": {"cron": "* * * * *"}}'))
+    for name, options in given.items():
+        register(name, **{"task": "bed.echo", "input": {"value": name}} | options)
 
 
 @hookimpl

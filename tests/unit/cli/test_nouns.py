@@ -118,6 +118,29 @@ def test_completion_prints_a_script(gptflow: Any) -> None:
     assert "_GPTFLOW_COMPLETE" in gptflow("completion", "bash").out
 
 
+@pytest.mark.parametrize("port", ["-1", "65536", "many"])
+def test_a_port_that_is_none_is_refused(gptflow: Any, port: str) -> None:
+    outcome = gptflow("worker", "--metrics-port", port)
+    assert outcome.code == 2
+    assert "--metrics-port" in outcome.err
+
+
+def test_workers_of_gptflow_up_have_ports_of_their_own() -> None:
+    from gptflow.cli.up import _ports
+    from gptflow.config import Settings
+
+    assert _ports(Settings(), 2) == {}
+    assert _ports(Settings(metrics_port=0), 2) == {}
+    ports = [_ports(Settings(metrics_port=9464), n)["GPTFLOW_METRICS_PORT"] for n in (1, 2, 3)]
+    assert ports == ["9464", "9465", "9466"]
+
+
+def test_a_misspelt_noun_is_answered_with_the_right_one(gptflow: Any) -> None:
+    outcome = gptflow("qeue", "show")
+    assert outcome.code == 2
+    assert "queue" in outcome.err
+
+
 def test_doctor_knows_that_a_scripted_model_is_none(gptflow: Any) -> None:
     found = {finding["check"]: finding for finding in gptflow("doctor", "--json").json}
     assert found["model"]["status"] == "warning"

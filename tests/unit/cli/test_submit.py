@@ -74,6 +74,15 @@ def test_an_unknown_task_is_not_nine_but_four(gptflow: Any, tmp_path: Path) -> N
     assert {line["error"]["code"] for line in _read(tmp_path / "out.jsonl")} == {"GF210"}
 
 
+def test_an_unknown_task_is_four_beside_rows_that_cannot_be_read(
+    gptflow: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text('not json\n"a"\n')
+    outcome = gptflow("submit", "text.gnerate", "in.jsonl", "--out", "out.jsonl", "--local")
+    assert outcome.code == 4
+    assert [line["error"]["code"] for line in _read(tmp_path / "out.jsonl")] == ["GF300", "GF210"]
+
+
 def test_the_input_file_is_never_overwritten(gptflow: Any, tmp_path: Path) -> None:
     _write(tmp_path / "in.jsonl", "a")
     assert gptflow("submit", "text.generate", "in.jsonl", "--out", "./in.jsonl").code == 2

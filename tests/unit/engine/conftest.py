@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,8 @@ from gptflow.engine.engine import TorchEngine
 from gptflow.engine.lora_weights import find_projections
 from gptflow.engine.native import Library
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.request import ModelInfo
+from gptflow.heads import Generate
+from gptflow.request import ModelInfo, Request
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -229,6 +231,45 @@ def write_manifest(folder: Path, **fields: object) -> Path:
     return folder
 
 
+def write_trained(folder: Path, **lora: Any) -> Path:
+    """A random adapter with a head for two moods and one that tags names and places."""
+    write_lora(folder, **lora)
+    generator = torch.Generator().manual_seed(7)
+    heads = {
+        "mood": {"kind": "classify", "labels": ["good", "bad"]},
+        "names": {"kind": "tag", "labels": ["name", "place"]},
+    }
+    tensors = {}
+    for name, rows in (("mood", 2), ("names", 5)):
+        tensors[f"{name}.weight"] = torch.randn(rows, 48, generator=generator)
+        tensors[f"{name}.bias"] = torch.randn(rows, generator=generator)
+    save_file(tensors, folder / "head.safetensors")
+    return write_manifest(folder, heads=heads)
+
+
+def ask(ids: tuple[int, ...], new: int = 200, **more: Any) -> Request:
+    """So many tokens after a prompt."""
+    return Request(prompt=ids, head=Generate(max_tokens=new), ignore_eos=True, **more)
+
+
+class Pause:
+    """Holds the engine's thread before its next step."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._step = engine._step
+        self._go = threading.Event()
+        self.reached = threading.Event()
+        engine._step = self  # type: ignore[method-assign]
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self._go.wait(30)
+        self._step()
+
+    def release(self) -> None:
+        self._go.set()
+
+
 Make = Callable[..., TorchEngine]
 
 
@@ -285,6 +326,8 @@ def name(request: pytest.FixtureRequest) -> str:
 def tiny() -> SimpleNamespace:
     """The helpers above; test modules cannot import a conftest."""
     return SimpleNamespace(
+        Pause=Pause,
+        ask=ask,
         greedy=greedy,
         logprob=logprob,
         make_model=make_model,
@@ -295,4 +338,5 @@ def tiny() -> SimpleNamespace:
         vocabulary=vocabulary(),
         write_lora=write_lora,
         write_manifest=write_manifest,
+        write_trained=write_trained,
     )

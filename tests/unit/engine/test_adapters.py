@@ -15,6 +15,7 @@ from gptflow.errors import (
     AdapterMemoryFull,
     AdapterMismatch,
     AdapterNotFound,
+    AdapterTooLarge,
 )
 from gptflow.heads import Generate
 from gptflow.request import Request
@@ -162,6 +163,67 @@ def test_a_cancelled_request_lets_go_of_its_adapter(tiny, make_engine, tmp_path)
     long = engine.submit(ask(tiny.prompt_ids(256), "a"))  # refused while it is prepared
     assert long.exception(30) is not None
     engine.load_adapter("b", folders[1])
+
+
+def test_two_hundred_adapters_answer_where_four_fit(tiny, make_engine, tmp_path):
+    folders = [tiny.write_lora(tmp_path / str(i), rank=1, seed=i) for i in range(220)]
+    ids = tiny.prompt_ids(12)
+    roomy = make_engine(model=tiny.make_model("llama", "roomy"))
+    for i, folder in enumerate(folders):
+        size = roomy.load_adapter(f"a{i}", folder).nbytes
+    tight = make_engine(adapter_bytes=4 * size)
+    for i, folder in enumerate(folders):
+        tight.load_adapter(f"a{i}", folder)
+    classes = ("interactive", "standard", "batch")
+
+    def ask_all(engine):
+        return [
+            engine.submit(ask(ids, f"a{i}", 5, job_class=classes[i % 3], id=f"r{i}"))
+            for i in range(len(folders))
+        ]
+
+    futures = ask_all(tight)
+    most = 0
+    for future in futures:
+        future.result(60)
+        most = max(most, tight.stats()["adapter_bytes"])
+    assert most <= 4 * size
+    found = [tokens(future) for future in futures]
+    assert found == [tokens(future) for future in ask_all(roomy)]
+    assert len(set(found)) > 100
+    assert found[7] == tiny.greedy("llama", ids, 5, tiny.merged("llama", folders[7]))
+    assert tight.stats()["failures"] == {}
+    assert tight.stats()["adapter_reloads"] >= 200
+
+
+def test_one_that_is_larger_than_the_limit_is_refused_for_good(tiny, make_engine, tmp_path):
+    folder = tiny.write_lora(tmp_path)
+    size = make_engine().load_adapter("a", folder).nbytes
+    with pytest.raises(AdapterTooLarge) as caught:
+        make_engine(adapter_bytes=size - 1).load_adapter("a", folder)
+    assert not caught.value.retryable
+    assert "adapter_bytes" in caught.value.hint
+    assert make_engine(adapter_bytes=size).load_adapter("a", folder)
+
+
+def test_those_that_wait_keep_the_version_that_they_came_for(tiny, make_engine, tmp_path):
+    folders = [tiny.write_lora(tmp_path / str(i), seed=i) for i in range(3)]
+    ids = tiny.prompt_ids(12)
+    size = make_engine().load_adapter("a", folders[0]).nbytes
+    engine = make_engine(adapter_bytes=2 * size, slots=1)
+    engine.load_adapter("other", folders[2])
+    pause = tiny.Pause(engine)
+    first = engine.submit(ask(ids, "other", 20))
+    assert pause.reached.wait(30)
+    answers = []
+    for folder in folders[:2]:
+        engine.load_adapter("a", folder)
+        answers.append(engine.submit(ask(ids, "a")))
+    engine.unload_adapter("a")
+    pause.release()
+    for folder, future in zip(folders, answers, strict=False):
+        assert tokens(future) == tiny.greedy("llama", ids, 6, tiny.merged("llama", folder))
+    assert tokens(first)
 
 
 def test_a_folder_that_changes_is_not_served(tiny, make_engine, tmp_path):

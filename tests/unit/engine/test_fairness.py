@@ -140,7 +140,7 @@ def test_the_memory_of_removed_sequences_is_given_back():
 def admissions(waiting, count):
     order = []
     for _ in range(count):
-        turn = waiting.peek()
+        turn = waiting.turns()[0]
         waiting.admit(turn.sequence)
         order.append(turn.sequence.job_class)
     return order
@@ -173,6 +173,28 @@ def test_patience_begins_when_somebody_waits():
     admissions(waiting, 15)
     waiting.push(waiting_for("t", job_class="batch"))
     assert admissions(waiting, 9) == ["interactive"] * 8 + ["batch"]
+
+
+def test_one_that_has_aged_is_passed_by_interactive_ones_if_it_finds_no_room_but_not_for_ever():
+    waiting = Waiting()
+    for _ in range(100):
+        waiting.push(waiting_for("t", job_class="interactive"))
+    waiting.push(waiting_for("t", job_class="batch"))
+    admissions(waiting, 8)
+    for _ in range(56):  # the one that is next finds no room
+        turns = waiting.turns()
+        assert [turn.sequence.job_class for turn in turns] == ["batch", "interactive"]
+        waiting.admit(turns[1].sequence)
+    assert [turn.sequence.job_class for turn in waiting.turns()] == ["batch"]
+
+
+def test_nobody_but_interactive_ones_passes_one_that_finds_no_room():
+    waiting = Waiting()
+    for _ in range(30):
+        waiting.push(waiting_for("t"))
+    waiting.push(waiting_for("t", job_class="batch"))
+    admissions(waiting, 8)
+    assert [turn.sequence.job_class for turn in waiting.turns()] == ["batch"]
 
 
 class Counted(float):
@@ -208,9 +230,9 @@ def comparisons_per_request(count, *, cancel):
     if cancel:
         for sequence in sequences[::2]:
             waiting.remove(sequence)
-    while (turn := waiting.peek()) is not None:
-        waiting.admit(turn.sequence)
-        waiting.charge(turn.sequence, 10)
+    while turns := waiting.turns():
+        waiting.admit(turns[0].sequence)
+        waiting.charge(turns[0].sequence, 10)
     assert len(waiting) == 0
     return Counted.comparisons / count
 

@@ -30,7 +30,8 @@ def test_statistics_of_a_mixed_load(tiny, make_engine):
     assert stats["waiting_by_class"] == {"interactive": 0, "standard": 0, "batch": 0}
     assert stats["requests"] == 6
     assert (stats["kv_tokens"], stats["kv_bytes"], stats["kv_tokens_reserved"]) == (0, 0, 0)
-    assert stats["kv_tokens_limit"] == 2 * 256
+    assert stats["kv_tokens_limit"] == (stats["slots"] + stats["prefill_slots"]) * 256
+    assert (stats["slots_used"], stats["prefill_slots_used"]) == (0, 0)
     assert 0 < stats["occupancy"] <= 1
     assert stats["rows_per_step"] > 1
     for name in ("step_ms", "answer_ms", "first_token_ms", "further_token_ms"):
@@ -41,18 +42,36 @@ def test_statistics_of_a_mixed_load(tiny, make_engine):
 
 def test_waiting_requests_are_counted_by_class(tiny, make_engine):
     engine = make_engine(slots=1)
-    begun = threading.Event()
-    first = engine.submit(ask(tiny.prompt_ids(5), 200, on_delta=lambda _: begun.set()))
-    assert begun.wait(30)
+    first_step = tiny.Pause(engine)
+    first = engine.submit(ask(tiny.prompt_ids(5), 20))
+    assert first_step.reached.wait(30)
     classes = ("batch", "batch", "standard")
     rest = [engine.submit(ask(tiny.prompt_ids(6), 2, job_class=c)) for c in classes]
-    traced = engine.trace().result(30)
-    traced = engine.trace().result(30)
-    assert traced["chunks"][0]["kind"] == "decode"
-    if not first.done():
-        assert engine.stats()["kv_tokens"] > 0
-        assert engine.stats()["waiting_by_class"] == {"interactive": 0, "standard": 1, "batch": 2}
-    wait([first, *rest], 60)
+    assert engine.stats()["waiting"] == 4  # none of the last three has been looked at
+    second_step = tiny.Pause(engine)
+    first_step.release()
+    assert second_step.reached.wait(30)
+    stats = engine.stats()
+    second_step.release()
+    assert stats["kv_tokens"] == 5
+    assert stats["waiting_by_class"] == {"interactive": 0, "standard": 1, "batch": 2}
+    assert (stats["waiting"], stats["running"], stats["slots_used"]) == (3, 1, 1)
+    assert not wait([first, *rest], 60).not_done
+
+
+def test_the_threads_are_called_by_their_names(make_engine):
+    engine = make_engine()
+    names = []
+    future = engine.submit(
+        Request(
+            prompt=(5, 6), head=Generate(max_tokens=1), ignore_eos=True,
+            on_delta=lambda _: names.append(threading.current_thread().name),
+        )
+    )  # fmt: skip
+    assert future.result(30)
+    assert engine._thread.name == "gptflow-engine"
+    assert engine._thread in threading.enumerate()
+    assert all(name.startswith("gptflow-finaliser") for name in names)
 
 
 def test_failures_and_cancellations_are_counted(tiny, make_engine, monkeypatch):
@@ -112,7 +131,7 @@ def test_the_trace_of_a_step(tiny, make_engine):
     tokens = engine.count_tokens(prompt)
     assert chunk == {
         "requests": [request.id], "kind": "prefill", "head": "scoring", "class": "standard",
-        "slot": 0, "start": 0, "stop": trace["rows"], "cached": 0, "preempted": 0,
+        "slot": 8, "start": 0, "stop": trace["rows"], "cached": 0, "preempted": 0,
     }  # fmt: skip
     assert trace["rows"] > tokens
     assert trace["phases_ms"].keys() >= {"plan", "forward", "share", "heads", "end"}

@@ -64,7 +64,7 @@ def test_greedy_tokens_equal_transformers_after_preemption(tiny, make_engine, na
     ],
 )
 def test_other_heads_answer_as_if_undisturbed(make_engine, head):
-    settings = {"slots": 1, "prefill_tokens": 8}
+    settings = {"slots": 1, "prefill_slots": 0, "prefill_tokens": 8}
     texts: list[str] = []
     request = Request(
         prompt=RenderedPrompt.plain("The quick brown fox jumps over the lazy dog and sleeps on."),

@@ -72,7 +72,10 @@ def assert_same(answer, expected):
 
 def assert_nothing_left(engine):
     stats = engine.stats()
-    for name in ("running", "waiting", "slots_used", "kv_tokens", "kv_tokens_reserved"):
+    for name in (
+        "running", "waiting", "slots_used", "prefill_slots_used", "kv_tokens",
+        "kv_tokens_reserved",
+    ):  # fmt: skip
         assert stats[name] == 0, name
     assert len(engine._intake) == 0
     assert engine._sharing.nbytes == 0
@@ -250,8 +253,9 @@ def test_ten_thousand_requests_leave_nothing_behind(tiny, make_engine):
     assert stats["prefix_bytes"] <= 200_000
     assert stats["baselines"] <= 1024
     assert len(engine._deadlines) < 2500
-    for queue in engine._scheduler._waiting._queues.values():
-        assert len(queue._queues) <= 2
+    for line in engine._scheduler._waiting._lines.values():
+        for queue in line.queues.values():
+            assert len(queue._queues) <= 2
     engine._outcomes.close()  # what is under way there holds what it works on
     assert {kind: alive(kind) for kind in before} == before
     gc.collect()

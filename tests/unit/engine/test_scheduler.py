@@ -17,10 +17,10 @@ from gptflow.errors import InputTooLong
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a budget needs Linux")
 
 
-def make(slots=2, length=256, budget=None, step_tokens=64, prefill_tokens=128):
+def make(slots=2, length=256, budget=None, step_tokens=64, prefill_tokens=128, beside=0):
     cache = KVSlots(
         layers=1, heads=1, width=64, slots=slots, length=length, dtype=torch.float32,
-        device=torch.device("cpu"), budget=budget,
+        device=torch.device("cpu"), budget=budget, beside=beside,
     )  # fmt: skip
     return Scheduler(
         cache,
@@ -95,15 +95,75 @@ def test_the_least_urgent_and_least_advanced_has_to_go():
     assert rows(step(scheduler))[-1] == (newer, 0, len(newer.tokens) - 1)  # before later ones
 
 
-def test_nobody_has_to_go_for_the_same_class_or_a_standard_one():
-    for running, arriving in (("interactive", "interactive"), ("batch", "standard")):
-        scheduler = make(slots=1)
-        holder = decoding(job_class=running)
-        scheduler.add(holder)
-        step(scheduler)
-        scheduler.add(decoding(job_class=arriving))
-        assert rows(step(scheduler)) == [(holder, 10, 11)]
+CLASSES = ("interactive", "standard", "batch")
+
+
+@pytest.mark.parametrize("running", CLASSES)
+@pytest.mark.parametrize("arriving", CLASSES)
+def test_whoever_is_less_urgent_has_to_go(running, arriving):
+    scheduler = make(slots=1)
+    holder, comer = decoding(job_class=running), decoding(job_class=arriving)
+    scheduler.add(holder)
+    step(scheduler)
+    scheduler.add(comer)
+    chunks = rows(step(scheduler))
+    if CLASSES.index(arriving) < CLASSES.index(running):
+        assert chunks == [(comer, 0, 10)]
+        assert scheduler.preemptions == 1
+    else:
+        assert chunks == [(holder, 10, 11)]
         assert scheduler.preemptions == 0
+
+
+@pytest.mark.parametrize("beside", [0, 2])
+def test_prompts_alone_need_no_slot_of_those_that_decode(beside):
+    scheduler = make(slots=1, beside=beside)
+    holder, other = decoding(), decoding()
+    for sequence in (holder, other):
+        scheduler.add(sequence)
+        step(scheduler)
+    prompts = [Sequence([1] * 20), Sequence([1] * 20), Sequence([1] * 20)]
+    for prompt in prompts:
+        scheduler.add(prompt)
+    chunks = step(scheduler)
+    assert [chunk.sequence for chunk in chunks] == [holder, *prompts[:beside]]
+    assert [chunk.slot for chunk in chunks] == [0, 1, 2][: 1 + beside]
+    assert scheduler.waiting == 4 - beside
+    if beside:
+        assert not chunks[1].is_decode
+        for prompt in prompts[:2]:
+            scheduler.remove(prompt)
+        assert step(scheduler)[1].sequence is prompts[2]
+
+
+def test_who_has_to_go_has_what_lacks():
+    scheduler = make(slots=1, beside=1)
+    batches = decoding(job_class="batch"), Sequence([1] * 200, job_class="batch")
+    for sequence in batches:
+        scheduler.add(sequence)
+        step(scheduler)
+    urgent = decoding(job_class="interactive")
+    scheduler.add(urgent)
+    step(scheduler)
+    assert (batches[0].slot, batches[1].slot, urgent.slot) == (None, 1, 0)
+
+
+@linux
+def test_an_aged_one_that_does_not_fit_does_not_hide_interactive_ones():
+    scheduler = make(slots=8, length=256, budget=256)
+    scheduler.add(decoding(10, 118, job_class="interactive"))
+    step(scheduler)
+    for _ in range(8):
+        scheduler.add(decoding(4, 1, job_class="interactive"))
+    large = decoding(10, 240, job_class="batch")
+    scheduler.add(large)
+    for _ in range(4):
+        step(scheduler)
+    urgent = decoding(10, 30, job_class="interactive")
+    scheduler.add(urgent)
+    step(scheduler)
+    assert urgent.slot is not None
+    assert large.slot is None
 
 
 def test_the_same_sequence_has_to_go_twice_at_most():
@@ -129,7 +189,7 @@ def test_a_share_pays_once_for_what_is_computed_twice():
         step(scheduler)
     scheduler.add(decoding(new=1, job_class="interactive"))
     step(scheduler)
-    counters = scheduler._waiting._queues["standard"]._counters
+    counters = scheduler._waiting._lines[True].queues["standard"]._counters
     assert counters["v", ""] == 10 + 2 * 3
     step(scheduler)
     assert counters["v", ""] == 10 + 2 * 4
@@ -204,3 +264,18 @@ def test_what_can_never_fit_is_refused():
         scheduler.add(decoding(10, 119))
     scheduler.add(decoding(10, 118))
     assert step(scheduler)
+
+
+def test_who_takes_a_slot_finds_nothing_in_it_that_is_not_a_number():
+    # torch adds a mask to the scores and multiplies by what comes out: NaN stays NaN.
+    scheduler = make(slots=1)
+    victim = Sequence([1] * 200, job_class="batch")
+    scheduler.add(victim)
+    step(scheduler)
+    scheduler._slots.values[0][victim.slot, :, :100].fill_(torch.nan)
+    urgent = decoding(job_class="interactive")
+    scheduler.add(urgent)
+    step(scheduler)
+    assert victim.slot is None
+    assert urgent.slot == 0
+    assert scheduler._slots.values[0].isfinite().all()

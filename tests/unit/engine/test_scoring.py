@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from gptflow.engine.scoring import Scoring
-from gptflow.heads import Choose, Score
+from gptflow.engine.scoring import Scoring, choose, log_odds
+from gptflow.errors import EngineError
+from gptflow.heads import Choose, Score, Usage
 from gptflow.prompt import Prompt, RenderedPrompt
 from gptflow.request import Request
 
@@ -150,3 +151,40 @@ def test_a_trie_has_one_row_for_every_beginning():
         tight.done = len(tight.tokens)
         tight.advance()
     assert seen <= 2 + len(beginnings) + 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("head", [Choose(labels=("good", "bad")), Score()])
+def test_what_is_no_log_probability_fails_its_request_alone(
+    tiny, make_engine, monkeypatch, value, head
+):
+    engine = make_engine()
+    neighbour = engine.submit(tiny.ask(tiny.prompt_ids(5), 40))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "logprobs", lambda hidden, wanted: [value] * len(wanted))
+        error = engine.submit(Request(prompt=(5, 6, 7), head=head)).exception(30)
+    assert isinstance(error, EngineError)
+    assert (error.code, "not a number" in error.message) == ("GF700", True)
+    assert neighbour.result(30).continuations[0].tokens == tiny.greedy(
+        "llama", tiny.prompt_ids(5), 40
+    )
+    assert engine.submit(Request(prompt=(5, 6, 7), head=head)).result(30)
+
+
+def scored(*logprobs):
+    scoring = Scoring((1,), [(2,)] * len(logprobs), room=9)
+    for number, value in enumerate(logprobs):
+        scoring.add(number, value)
+    return scoring
+
+
+def test_labels_that_cannot_be():
+    head = Choose(labels=("a", "b"))
+    impossible = choose(head, scored(-math.inf, -3.0), None, Usage())
+    assert (impossible.label, impossible.probs) == ("b", {"a": 0.0, "b": 1.0})
+    neither = choose(head, scored(-math.inf, -math.inf), None, Usage())
+    assert neither.probs == {"a": 0.5, "b": 0.5}
+    with pytest.raises(EngineError, match="no probability"):
+        choose(head, scored(-math.inf, -1.0), scored(-math.inf, -1.0), Usage())
+    with pytest.raises(EngineError, match="no probability"):
+        log_odds(scored(-math.inf, -math.inf), None)

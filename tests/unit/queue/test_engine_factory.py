@@ -97,3 +97,18 @@ def test_the_doctor_shows_what_a_model_server_can_do(url, monkeypatch, capsys):
     assert found["model"]["detail"] == "big on OpenAI-compatible server, 777 tokens"
     assert "scoring" in found["model server"]["detail"]
     assert "package torch" not in found
+
+
+def test_a_scripted_engine_answers_at_once_or_at_a_pace():
+    at_once = load_engine(config.load(model="scripted"))
+    assert "steps" not in at_once.stats()
+    paced = load_engine(config.load(model="scripted:200", slots=3))
+    assert paced.stats()["slots"] == 3
+    paced.close()
+
+
+@pytest.mark.parametrize("model", ["scripted:", "scripted:fast", "scripted:-1", "scripted:nan"])
+def test_a_pace_is_a_number(model):
+    with pytest.raises(ConfigError, match="at a pace") as caught:
+        load_engine(config.load(model=model))
+    assert "scripted:200" in caught.value.hint

@@ -13,6 +13,7 @@ from gptflow.queue import memory_store, records
 from gptflow.queue.ledger import Claim, Piece
 from gptflow.queue.memory_store import MemoryStore
 from gptflow.queue.payload import Packed, pack
+from gptflow.queue.records import Ending
 from gptflow.result import Result
 from gptflow.transport import BatchRecord, Event
 
@@ -36,7 +37,7 @@ def run(store: MemoryStore, job_id: str) -> None:
     claim = store.claim(job_id, "worker", 1)
     assert isinstance(claim, Claim)
     store.append([Piece(claim, Event(id="", kind="delta", text="y"))])
-    assert store.finish(claim, Result(id=job_id, task="a.b", state="done", output={}))
+    assert store.finish(claim, Ending.of(Result(id=job_id, task="a.b", state="done", output={})))
 
 
 def submit_batch(store: MemoryStore, messages: int) -> tuple[str, list[str]]:
@@ -52,7 +53,7 @@ def submit_batch(store: MemoryStore, messages: int) -> tuple[str, list[str]]:
 
 
 def end_items(store: MemoryStore, batch_id: str, numbers: Sequence[int]) -> None:
-    store.finish_items(batch_id, {n: records.cancelled(f"{batch_id}/{n}", "a.b") for n in numbers})
+    store.end_items(batch_id, {n: records.cancelled(f"{batch_id}/{n}", "a.b") for n in numbers})
 
 
 def test_a_forgotten_job_takes_its_input_its_events_and_its_key_with_it(

@@ -1,0 +1,1 @@
+"""What the fault tests are made of: workers to kill, a server to freeze, a journal to check by."""
