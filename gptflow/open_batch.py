@@ -25,6 +25,10 @@ from gptflow.transport import BatchRecord, Transport
 _MESSAGES_AT_ONCE = 16
 """Messages that are sent together. Until so many have gathered, nothing has been sent."""
 
+_LONGEST_WAIT = 1.0
+"""Seconds between two attempts where the queue is full: it is asked for some room only, and
+says when all that waits will have been done."""
+
 _PATIENCE = 60.0
 _PAUSE = 0.5
 """Seconds for which a batch that was begun waits for Redis to come back, and between attempts."""
@@ -209,7 +213,7 @@ class OpenBatch:
             except QueueFull as full:
                 if not self._wait and self._transport.batch(self.id).total == 0:
                     raise
-                self._pause(full.retry_after)
+                self._pause(min(full.retry_after, _LONGEST_WAIT))
             else:
                 return
 
