@@ -112,7 +112,10 @@ def _with_model(settings: Settings, requests: int, tokens: int) -> dict[str, Any
     engine = load_engine(settings)
     try:
         with Client(settings=settings) as client, _worker(client):
-            ways: tuple[Callable[[], int], ...] = (lambda: _ask(engine, texts, tokens), lambda: _through_queue(client, inputs))
+            ways: tuple[Callable[[], int], ...] = (
+                lambda: _ask(engine, texts, tokens),
+                lambda: _through_queue(client, inputs),
+            )
             drawn, queued = (way() for way in ways)  # memory is touched, libraries chosen
             timed = [[_seconds(way) for way in ways] for _ in range(_ROUNDS)]
     finally:

@@ -230,6 +230,8 @@ class Dispatcher:
             envelope = Envelope.from_wire(json.loads(claim.wire))
         except json.JSONDecodeError:
             raise InvalidInput("The envelope is not JSON.") from None
+        if claim.revived:
+            envelope = envelope.model_copy(update={"deadline": None})
         if envelope.input_ref is None:
             return envelope
         value = json.loads(self._persist(partial(self._ledger.load_aside, envelope.input_ref)))

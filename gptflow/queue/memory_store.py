@@ -31,6 +31,7 @@ class _Entry:
     packed: Packed
     key: _Key | None = None
     aside: str | None = None
+    revived: bool = False
     fence: int = 0
     delivery: int = 0
     result: str | None = None
@@ -237,7 +238,7 @@ class MemoryStore(Store, Ledger):
             entry.record = dataclasses.replace(
                 record, state="queued", started=None, finished=None, attempt=0, crashes=0
             )
-            entry.result = None
+            entry.result, entry.revived = None, True
             entry.events.clear()
         self._publish(job_id)
         return True
@@ -266,6 +267,7 @@ class MemoryStore(Store, Ledger):
             if (entry := self._jobs.get(job_id)) is None:
                 return "gone"
             record, envelope, now = entry.record, entry.packed.envelope, time.time()
+            deadline = None if entry.revived else envelope.deadline
             if record.state == "running" and entry.delivery != delivery:
                 return "busy"
             if record.state in TERMINAL:
@@ -288,7 +290,8 @@ class MemoryStore(Store, Ledger):
                 task=record.task,
                 wire=entry.packed.wire,
                 signature=entry.packed.signature,
-                late=envelope.deadline is not None and envelope.deadline <= now,
+                revived=entry.revived,
+                late=deadline is not None and deadline <= now,
             )
 
     def finish(self, claim: Claim, ending: Ending) -> bool:

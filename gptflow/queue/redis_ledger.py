@@ -91,7 +91,7 @@ class RedisLedger(Ledger):
         )
         if verdict not in ("run", "late"):
             return cast(Refusal, verdict)
-        fence, attempt, crashes, submitted, task, wire, signature, at = more
+        fence, attempt, crashes, submitted, task, wire, signature, at, revived = more
         return Claim(
             job_id=job_id,
             fence=int(fence),
@@ -102,6 +102,7 @@ class RedisLedger(Ledger):
             wire=wire,
             signature=signature or None,
             at=int(at) if at else None,
+            revived=bool(revived),
             late=verdict == "late",
         )
 

@@ -215,16 +215,9 @@ class RedisStore(Store):
         return _known(values, job_id)[1] or ""
 
     def purge(self, job_ids: Sequence[str]) -> int:
-        keys = self.keys
-        with self.reported(), self.client.pipeline(transaction=True) as pipe:
-            for job_id in job_ids:
-                pipe.zrem(keys.dead, job_id)
-            gone = sum(pipe.execute())
-            for job_id in job_ids:
-                pipe.delete(keys.job(job_id), keys.input(job_id), keys.stream(job_id))
-                pipe.zrem(keys.jobs, job_id)
-            pipe.execute()
-        return int(gone)
+        parts = [job_ids[start : start + _SLICE] for start in range(0, len(job_ids), _SLICE)]
+        with self.reported():
+            return sum(self.scripts.run(Call("purge", [self.keys.dead], part)) for part in parts)
 
     def input_key(self, job_id: str) -> str:
         return self.keys.input(job_id)

@@ -20,6 +20,7 @@ Name = Literal[
     "enqueue",
     "feed",
     "items",
+    "purge",
     "reap",
     "release",
     "revive",
