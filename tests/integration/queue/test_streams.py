@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +100,35 @@ def test_a_stream_goes_on_when_the_server_restarts(
         assert [event.kind for event in events if event.kind != "delta"] == ["end"]
         assert job.record.attempt == 1
     assert worker.terminate() == 0
+
+
+def test_the_command_line_prints_the_whole_text_when_the_worker_is_killed(
+    own: Client, start_worker: Any
+) -> None:
+    settings = {"app": own.settings.app, "lease": "1"}
+    first = start_worker(**settings)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GPTFLOW_")}
+    environment = kept | {
+        "GPTFLOW_REDIS_URL": str(own.settings.broker_url),
+        "GPTFLOW_APP": own.settings.app,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "gptflow", "run", "bed.words", f'{{"value": {PIECES}}}', "--stream"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdout is not None
+        begun = process.stdout.read(1)
+        first.kill()
+        second = start_worker(**settings)
+        rest, complaints = process.communicate(timeout=60)
+    assert process.returncode == 0, complaints
+    (record,) = own.transport.jobs(None, 2)
+    assert record.crashes == 1
+    assert (begun + rest).decode() == own.job(record.id).result(5)["value"] + "\n"
+    second.terminate()
 
 
 def test_a_stream_starts_again_when_its_worker_is_killed(own: Client, start_worker: Any) -> None:
