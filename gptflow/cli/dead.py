@@ -68,7 +68,7 @@ def list_(session: Session, limit: int, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(session: Session, job_id: str, with_input: bool, as_json: bool) -> None:
-    """Show a dead job: why it is dead, and the last lines its last worker logged."""
+    """Show why a job is dead, and its last worker's log."""
     with session.client(needs_queue=True) as client:
         record = _dead(client, job_id)
         error = _error(client, record)

@@ -88,9 +88,9 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 @click.option("--timeout", type=SECONDS, help="Seconds to wait.")
 @click.pass_obj
 def result(session: Session, job_id: str, timeout: float | None) -> int:
-    """Wait for a job and print its result as JSON; a batch's, one line a row.
+    """Wait for a job and print its result as JSON.
 
-    The exit code is that of the job's error, and 9 where rows of a batch failed.
+    A batch's is one line a row. The exit code is that of the job's error, and 9 where rows of a batch failed.
     """
     with session.client(needs_queue=True) as client:
         if not job_id.startswith("batch_"):
@@ -120,9 +120,10 @@ def cancel(session: Session, job_id: str) -> int:
 @json_option
 @click.pass_obj
 def watch(session: Session, job_id: str, timeout: float | None, as_json: bool) -> int:
-    """Follow a job or a batch until it ends: a line for each thing that happens to it.
+    """Follow a job or a batch until it ends.
 
-    The exit code is as for `result`. --json prints its record, one line for each change.
+    A job has a line for each thing that happens to it, a batch its progress; with --json, the
+    record as it is after each change. The exit code is as for `result`.
     """
     with session.client(needs_queue=True) as client:
         if job_id.startswith("batch_"):
@@ -137,10 +138,10 @@ def watch(session: Session, job_id: str, timeout: float | None, as_json: bool) -
 @json_option
 @click.pass_obj
 def retry(session: Session, job_ids: tuple[str, ...], as_json: bool) -> int:
-    """Enqueue jobs once more that failed, expired or are dead, as if they had never run.
+    """Run failed, expired or dead jobs once more.
 
-    They have no deadline any more. Exit code 8 if one of them has not failed. The rows of a batch
-    are tried again by submitting them again.
+    They start as if they had never run, without a deadline. Exit code 8 if one of them has not
+    failed. The rows of a batch are tried again by submitting them again.
     """
     with session.client(needs_queue=True) as client:
         for job_id in job_ids:
