@@ -90,7 +90,8 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 def result(session: Session, job_id: str, timeout: float | None) -> int:
     """Wait for a job and print its result as JSON.
 
-    A batch's is one line a row. The exit code is that of the job's error, and 9 where rows of a batch failed.
+    A batch's is one line a row. The exit code is that of the job's error, and 9 where rows of a
+    batch failed.
     """
     with session.client(needs_queue=True) as client:
         if not job_id.startswith("batch_"):
