@@ -50,7 +50,7 @@ Exit codes:
   3 invalid input           9 some rows of a batch failed
   4 no such task, plugin   10 a setting is wrong
   5 Redis is unreachable   11 the queue is full
-                          130 interrupted
+130 interrupted            12 a job is not signed
 """
 
 

@@ -70,6 +70,8 @@ class MemoryStore(Store, Ledger):
 
     def submit(self, packed: Packed) -> str:
         envelope = packed.envelope
+        if envelope.then or envelope.join:
+            raise InvalidInput("Nothing can follow a job of memory://; chains need a server.")
         with self._changed:
             if (earlier := self._add(packed)) is not None:
                 return earlier
@@ -359,12 +361,12 @@ class MemoryStore(Store, Ledger):
                     self._jobs[claim.job_id].events.append(event)
             self._changed.notify_all()
 
-    def refuse(self, result: Result) -> None:
-        self.end(result)
+    def refuse(self, result: Result, *, code: str = "") -> bool:
+        return False  # there is no way to a worker past `submit`
 
-    def load_aside(self, reference: str) -> str:
+    def load_aside(self, job_id: str, most: int) -> str:
         with self._changed:
-            entry = self._jobs.get(reference.removeprefix(self.input_key("")))
+            entry = self._jobs.get(job_id)
         if entry is None or entry.aside is None:
             raise InvalidInput("The input that the job refers to does not exist.")
         return entry.aside

@@ -77,13 +77,24 @@ class Ending:
     text: str
 
     @classmethod
-    def of(cls, result: Result) -> Self:
-        """What becomes of a result: where its output is not JSON, a failure that says so."""
+    def of(cls, result: Result, *, limit: int | None = None) -> Self:
+        """What becomes of a result: where its output cannot be kept, a failure that says so.
+
+        Args:
+            limit: characters of the text at most.
+        """
         try:
-            return cls(result, encode(result))
+            text = encode(result)
+            if limit is not None and len(text) > limit:
+                raise InvalidOutput(
+                    f"The output of task {result.task!r} takes {len(text)} characters; "
+                    f"{limit} are allowed.",
+                    hint="Give back less, or raise GPTFLOW_MAX_PAYLOAD for the workers.",
+                )
         except InvalidOutput as error:
             failure = Result.failure(result.id, result.task, error, custom_id=result.custom_id)
             return cls(failure, encode(failure))
+        return cls(result, text)
 
 
 def encode(result: Result) -> str:

@@ -36,12 +36,15 @@ class RedisStore(Store):
         url: of the server; nothing is sent before the first call.
         app: the application.
         ttl: seconds to keep a record after the job's end.
+        tls: how to check the server; see `gptflow.queue.connection.tls_options`.
     """
 
-    def __init__(self, url: str, app: str, ttl: int) -> None:
+    def __init__(
+        self, url: str, app: str, ttl: int, *, tls: Mapping[str, Any] | None = None
+    ) -> None:
         self.keys = Keys(app)
         # redis-py's types do not say that replies are decoded.
-        self.client: Any = connection.open_client(url)
+        self.client: Any = connection.open_client(url, tls)
         self.scripts = Scripts(self.client, self.keys.prefix)
         self.ttl = ttl
         self._url = url
@@ -178,6 +181,23 @@ class RedisStore(Store):
             code = self.scripts.run(call)
         return None if code < 0 else code == 1
 
+    def refuse(self, result: Result, *, code: str = "") -> bool:
+        """As `gptflow.queue.ledger.Ledger.refuse`."""
+        call = Call(
+            "refuse",
+            [self.keys.job(result.id)],
+            [
+                result.id[:80],
+                result.task[:128],
+                result.state,
+                records.encode(result),
+                self.ttl,
+                code,
+            ],
+        )
+        with self.reported():
+            return bool(self.scripts.run(call))
+
     def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
         with self.reported():
             endings = {number: Ending.of(result) for number, result in results.items()}
@@ -261,6 +281,7 @@ def enqueue_call(keys: Keys, packed: Packed, *, adopt: bool = False) -> Call:
         "batch": envelope.batch,
         "sig": packed.signature,
         "input": packed.aside,
+        "next": 1 if envelope.then or envelope.join else None,
         "adopt": 1 if adopt else None,
     }
     options = [part for pair in given.items() if pair[1] is not None for part in pair]

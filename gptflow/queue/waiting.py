@@ -15,11 +15,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from gptflow.config import Settings
 from gptflow.envelope import Envelope
-from gptflow.errors import BrokerUnavailable, GPTFlowError, JobNotFound, JobTimeout
+from gptflow.errors import BrokerUnavailable, ConfigError, GPTFlowError, JobNotFound, JobTimeout
 from gptflow.number_set import NumberSet
 from gptflow.queue import records
 from gptflow.queue.following import Follower
 from gptflow.queue.payload import Packed, pack
+from gptflow.queue.signing import SETTING, Signer, chains_allowed
 from gptflow.queue.store import BLOCK, Store
 from gptflow.result import TERMINAL, Result, State
 from gptflow.transport import BatchRecord, Event, JobRecord, WorkerRecord
@@ -43,6 +44,7 @@ class StoreTransport:
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings = settings
         self.store = store
+        self._signer = Signer.of(settings)
 
     def submit(self, envelope: Envelope) -> str:
         return self.store.submit(self._pack(envelope))
@@ -69,11 +71,17 @@ class StoreTransport:
         self.store.seal_batch(batch_id, total)
 
     def _pack(self, envelope: Envelope) -> Packed:
+        if (envelope.then or envelope.join) and not chains_allowed(self.settings):
+            raise ConfigError(
+                "Something is to follow the job, and chains of jobs that are not signed are off.",
+                hint=f"Set GPTFLOW_SIGNING_KEY, or {SETTING}=1, here and for the workers.",
+            )
         return pack(
             envelope,
             reference=self.store.input_key(envelope.id),
             inline=self.settings.inline_payload,
             limit=self.settings.max_payload,
+            signer=self._signer,
         )
 
     def job(self, job_id: str) -> JobRecord:

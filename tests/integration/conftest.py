@@ -124,8 +124,12 @@ def start_worker(start: Callable[..., Process], server: EmbeddedServer) -> Calla
         transport = RedisTransport(Settings(redis_url=url, app=app))
 
         def ready() -> bool:
-            assert worker.popen.poll() is None, worker.output
-            return worker.popen.pid in {record.pid for record in transport.workers()}
+            ended = worker.popen.poll() is not None
+            # Its record outlives it: a job may have killed it as soon as it was ready.
+            if worker.popen.pid in {record.pid for record in transport.workers()}:
+                return True
+            assert not ended, worker.output
+            return False
 
         wait_until(ready, READY_SECONDS)
         transport.close()

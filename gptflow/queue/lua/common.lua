@@ -40,7 +40,7 @@ end
 -- The fields that say where a job stands and waits.
 local function place_of(id)
   local job = read(job_key(id), 'state', 'class', 'tenant', 'task', 'due', 'items', 'submitted',
-    'batch', 'idem', 'crashes')
+    'batch', 'idem', 'crashes', 'next')
   job.id = id
   job.cost = tonumber(job.items or 1)
   job.plugin = string.match(job.task or '', '^[^.]*')
@@ -229,12 +229,14 @@ local function finish(job, state, result, ttl)
   call('HSET', key, 'state', state, 'finished', text(time), 'result', result)
   -- What failed may be tried again by hand; which rows a cancelled message held is asked later.
   if state == 'done' or (state == 'cancelled' and not job.items) then
-    call('HDEL', key, 'wire')
+    if not job.next then call('HDEL', key, 'wire') end
     call('DEL', P .. 'input:' .. job.id)
   else
     call('EXPIRE', P .. 'input:' .. job.id, ttl)
   end
   call('EXPIRE', key, ttl)
+  -- Its worker goes on with what follows at once, or another one does, should that one die.
+  if job.next then call('ZADD', P .. 'outbox', time, job.id) end
   if job.idem then call('EXPIRE', job.idem, ttl) end
   local stream = P .. 's:' .. job.id
   call('XADD', stream, '*', 'kind', 'end')

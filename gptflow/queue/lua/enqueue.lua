@@ -3,7 +3,8 @@
 -- KEYS: the job's key
 -- ARGV: prefix, id, envelope as JSON, class, tenant, task, then any of these names, each with a
 --   value: key (idempotency), deadline, not_before (Unix seconds), items, batch, sig, input (what
---   the envelope's `input_ref` refers to), adopt (1: a doorbell for it has been taken already)
+--   the envelope's `input_ref` refers to), next (1: the envelope says what follows the job),
+--   adopt (1: a doorbell for it has been taken already)
 -- Returns one of
 --   {"accepted", id}
 --   {"known", id}                        this id, or an earlier job's of the same key
@@ -74,7 +75,7 @@ local fields = {
   'id', id, 'task', task, 'state', 'queued', 'class', class, 'tenant', tenant, 'wire', wire,
   'submitted', job.submitted, 'due', job.due, 'attempt', 0, 'fence', 0, 'crashes', 0,
 }
-for _, name in ipairs({ 'deadline', 'items', 'batch', 'sig' }) do
+for _, name in ipairs({ 'deadline', 'items', 'batch', 'sig', 'next' }) do
   if given[name] then fields[#fields + 1] = name; fields[#fields + 1] = given[name] end
 end
 if idem then fields[#fields + 1] = 'idem'; fields[#fields + 1] = idem end

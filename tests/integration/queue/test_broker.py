@@ -13,7 +13,7 @@ import redis
 
 from gptflow import config, open_batch
 from gptflow.client import Client
-from gptflow.errors import BrokerUnavailable
+from gptflow.errors import BrokerUnavailable, ConfigError
 from gptflow.queue.control import stats
 from gptflow.queue.embedded import EmbeddedServer
 from gptflow.queue.health import inspect_server
@@ -136,3 +136,21 @@ def test_the_servers_health_can_be_asked(server: Any) -> None:
     assert health.append_only
     assert health.round_trip_ms < 1000
     assert abs(health.time - time.time()) < 5
+
+
+def test_a_worker_does_not_start_on_a_server_that_may_drop_jobs(
+    tmp_path: Path, start: Callable[..., Any], eventually: Callable[..., None], dead_port: int
+) -> None:
+    with EmbeddedServer(tmp_path / "data", port=dead_port) as server, Client(server.url) as flow:
+        store = flow.transport.store
+        store.client.config_set("maxmemory-policy", "allkeys-lru")
+        refused = start("gptflow_workers.cpu", redis_url=server.url)
+        assert refused.popen.wait(60) == ConfigError.exit_code
+        assert "maxmemory-policy is allkeys-lru" in refused.output
+        assert "config set maxmemory-policy noeviction" in refused.output
+        store.client.config_set("maxmemory-policy", "noeviction")
+        store.client.config_set("appendonly", "no")
+        forgetful = start("gptflow_workers.cpu", redis_url=server.url)
+        eventually(lambda: len(flow.transport.workers()) == 1, 60)
+        assert "keeps no append-only file" in forgetful.output
+        assert forgetful.terminate() == 0

@@ -37,6 +37,15 @@ class Echo(Task[Value, Any, Answer]):
         return Answer(value=input.value)
 
 
+class Swell(Task[Value, Any, Answer]):
+    """Give back that many megabytes."""
+
+    name = "bed.swell"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        return Answer(value="x" * (input.value << 20))
+
+
 class Sleep(Task[Value, Any, Answer]):
     """Wait for some seconds."""
 
@@ -145,7 +154,7 @@ def _note(line: str) -> None:
 
 @hookimpl
 def register_tasks(register: Any) -> None:
-    for task in (Echo, Sleep, Gate, Words, Spread, Wreck, Hang, Flaky, Poison):
+    for task in (Echo, Swell, Sleep, Gate, Words, Spread, Wreck, Hang, Flaky, Poison):
         register(task())
 
 

@@ -43,7 +43,7 @@ def error(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 @pytest.mark.parametrize("rows", [1, 5, 6, 13, 400])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 32), (100, 70), (576, 33)])
 def test_linear_layers(kernels, numbers, rows, inputs, outputs):
@@ -54,7 +54,7 @@ def test_linear_layers(kernels, numbers, rows, inputs, outputs):
         assert error(QuantizedLinear(kernels, layer, numbers)(x), layer(x)) < PRECISION[numbers]
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 def test_the_linear_layers_of_gpt2(kernels, numbers):
     layer = Conv1D(40, 90)
     x = torch.randn(2, 3, 90)
@@ -62,7 +62,7 @@ def test_the_linear_layers_of_gpt2(kernels, numbers):
         assert error(QuantizedLinear(kernels, layer, numbers)(x), layer(x)) < PRECISION[numbers]
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 def test_one_large_input_does_not_drown_those_of_other_blocks(kernels, numbers):
     layer = torch.nn.Linear(128, 16, bias=False)
     x = torch.randn(1, 128)
@@ -72,7 +72,7 @@ def test_one_large_input_does_not_drown_those_of_other_blocks(kernels, numbers):
         assert error(QuantizedLinear(kernels, layer, numbers)(x), layer(x)) < PRECISION[numbers]
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
 def test_what_is_not_a_number_stays_in_its_row(kernels, numbers, spoilt):
     layer = torch.nn.Linear(128, 16)
