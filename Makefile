@@ -27,6 +27,9 @@ model: install
 test: install model ## Run every test that needs no GPU
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
+faults: install model ## Break the queue for hours: the fault tests at full size, with real leases
+	$(BIN)/pytest tests/faults tests/integration/queue/test_ledger_model.py --nightly
+
 lint: install ## Check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +43,4 @@ format: install ## Rewrite the code in the project's style
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help install demo up model test lint format clean
+.PHONY: help install demo up model test faults lint format clean

@@ -110,7 +110,8 @@ def make_app(settings: Settings) -> App:
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "health_check_interval": 5,
-            "socket_timeout": 10,
+            # A worker that is told to stop waits for as long where the server is silent.
+            "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "max_message": 2 * settings.max_payload + (1 << 16),

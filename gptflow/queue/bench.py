@@ -12,6 +12,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,9 @@ def measure(
     """
     with contextlib.ExitStack() as stack:
         if settings.broker_url is None:
-            url = stack.enter_context(EmbeddedServer()).url
+            # With a folder, so that it writes its append-only file, as a server does that counts.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gptflow-bench-"))
+            url = stack.enter_context(EmbeddedServer(Path(folder))).url
         else:
             url = settings.broker_url
         app = f"bench-{uuid.uuid4().hex[:8]}"

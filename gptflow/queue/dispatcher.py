@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -89,6 +90,7 @@ class Dispatcher:
         self._claims: dict[str, Claim] = {}
         self._lock = threading.Lock()  # guards the two
         self._stopping = threading.Event()
+        self._until = math.inf
 
     def claims(self) -> list[Claim]:
         """What is claimed at this moment."""
@@ -111,6 +113,13 @@ class Dispatcher:
             if claim is not None and self._claims.get(job_id) != claim:
                 return False  # it was given back, and has come here again
         return handle is not None and handle.stop(reason)
+
+    def hurry(self, seconds: float) -> None:
+        """Wait for a Redis that does not answer no longer than this from now on.
+
+        What cannot be recorded by then is left to its lease, and others run it again.
+        """
+        self._until = min(self._until, time.monotonic() + seconds)
 
     def close(self) -> None:
         """Wait no longer for a Redis that does not answer. Everything must have ended."""
@@ -431,10 +440,11 @@ class Dispatcher:
             try:
                 return call()
             except BrokerUnavailable as error:
-                if time.monotonic() > until or self._stopping.is_set():
+                left = min(until, self._until) - time.monotonic()
+                if left <= 0 or self._stopping.is_set():
                     raise
                 logger.warning("%s Trying again.", error.message)
-            self._stopping.wait(min(5.0, 0.2 * 2**attempt))
+            self._stopping.wait(min(5.0, 0.2 * 2**attempt, left))
         raise AssertionError("unreachable")
 
 

@@ -72,6 +72,7 @@ class Presence:
         self._on_engine_stopped = on_engine_stopped
         self._go_on = go_on
         self._has_reaped = False
+        self._silent = False
         self._stopping = threading.Event()
         self._ear = threading.Thread(target=self._listen, name="gptflow-ear", daemon=True)
         self._heart = threading.Thread(target=self._live, name="gptflow-heart", daemon=True)
@@ -96,6 +97,9 @@ class Presence:
             if thread.is_alive():
                 thread.join()
         self.log.detach()
+        if self._silent:
+            logger.warning("Redis does not answer; the worker's record will expire.")
+            return
         try:
             self._ledger.withdraw(self._record.name)
         except BrokerUnavailable as error:
@@ -105,7 +109,7 @@ class Presence:
         due = [0.0 for _ in self._duties]
         while not self._stopping.is_set():
             for number, (seconds, duty) in enumerate(self._duties):
-                if time.monotonic() >= due[number]:
+                if time.monotonic() >= due[number] and not self._stopping.is_set():
                     self._attempt(duty)
                     due[number] = time.monotonic() + seconds
             self._stopping.wait(max(0.0, min(due) - time.monotonic()))
@@ -113,7 +117,9 @@ class Presence:
     def _attempt(self, duty: Callable[[], None]) -> None:
         try:
             duty()
+            self._silent = False
         except BrokerUnavailable as error:
+            self._silent = True
             logger.warning("Waiting for Redis: %s", error.message)
         except Exception as error:  # noqa: BLE001  a silent worker's jobs are claimed again
             logger.error("A sign of life failed: %s.", type(error).__name__)

@@ -18,7 +18,7 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
     # They would end while it is frozen: all its results are ready at the moment it wakes up.
     tokens = int(size.frozen * 50)
     for number in range(jobs):
-        bed.journal.submit("faults.work", {"number": number, "tokens": tokens})
+        bed.journal.submit_surely("faults.work", {"number": number, "tokens": tokens})
     wait_until(lambda: len(bed.notes.runs()) == jobs, what="all of them running")
     zombie.freeze()
     frozen = time.monotonic()
@@ -52,7 +52,7 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
     # What was a zombie is a worker like any other again.
     bed.fleet.workers.remove(other)
     other.terminate()
-    again = bed.journal.submit("faults.work", {"tokens": 1})
+    again = bed.journal.submit_surely("faults.work", {"tokens": 1})
     assert again.wait(20).ok
 
 

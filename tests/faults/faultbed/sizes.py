@@ -34,12 +34,13 @@ class Sizes:
     cancels: int
     producers: int
     keys: int
-    beat_fires: int
+    beat_kills: int
     beat_kill_every: float
     overload_seconds: float
     streams: int
     maxmemory_mb: int
     real_jobs: int
+    leak_items: int
 
     @property
     def reclaim(self) -> float:
@@ -66,12 +67,13 @@ CI = Sizes(
     cancels=1000,
     producers=10,
     keys=1000,
-    beat_fires=2,
-    beat_kill_every=20,
+    beat_kills=5,
+    beat_kill_every=2,
     overload_seconds=12,
     streams=100,
     maxmemory_mb=24,
     real_jobs=60,
+    leak_items=6400,
 )
 
 NIGHTLY = Sizes(
@@ -93,10 +95,11 @@ NIGHTLY = Sizes(
     cancels=1000,
     producers=10,
     keys=10_000,
-    beat_fires=5,
+    beat_kills=15,
     beat_kill_every=20,
     overload_seconds=60,
     streams=500,
     maxmemory_mb=256,
     real_jobs=400,
+    leak_items=1_000_000,
 )
