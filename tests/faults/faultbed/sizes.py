@@ -72,7 +72,7 @@ CI = Sizes(
     overload_seconds=12,
     streams=100,
     maxmemory_mb=24,
-    real_jobs=60,
+    real_jobs=24,
     leak_items=6400,
 )
 
