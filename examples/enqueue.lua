@@ -179,6 +179,36 @@ local function release_delayed(time, most)
   return #due
 end
 
+-- Batches.
+
+-- Seconds after the last message or result that a batch is kept whose end does not come.
+local PENDING_TTL = 30 * 86400
+
+local function batch_key(id) return P .. 'batch:' .. id end
+
+local function keep_batch(id, seconds)
+  local batch = batch_key(id)
+  for _, key in ipairs({ batch, batch .. ':results', batch .. ':jobs', P .. 's:' .. id }) do
+    call('EXPIRE', key, seconds)
+  end
+end
+
+-- Count a message that was accepted. While a batch is open, its total is what it has so far.
+local function add_message(id, job_id, items)
+  local batch = batch_key(id)
+  if call('EXISTS', batch) == 0 then return end
+  if call('HGET', batch, 'sealed') == '0' then call('HINCRBY', batch, 'total', items) end
+  call('SADD', batch .. ':jobs', job_id)
+  keep_batch(id, PENDING_TTL)
+end
+
+-- Let a batch expire once nothing of it is waited for; `ttl` is for how long it is kept then.
+local function settle_batch(id, ttl)
+  local held = read(batch_key(id), 'total', 'done', 'failed')
+  local ended = tonumber(held.done or 0) + tonumber(held.failed or 0)
+  keep_batch(id, ended >= tonumber(held.total or 0) and ttl or math.max(ttl, PENDING_TTL))
+end
+
 -- Ending.
 
 -- The result of a job that ends without a worker's doing, as `gptflow.result` reads it.
@@ -229,6 +259,7 @@ end
 --   {"known", id}                        this id, or an earlier job's of the same key
 --   {"full", what is full, seconds}      try again in so many seconds
 --   {"memory", percent, seconds}         the server's memory is nearly used up
+--   {"cancelled", batch}                 the batch takes no more messages
 --   {"invalid", why}
 local _, id, wire, class, tenant, task = unpack(ARGV)
 local given = {}
@@ -237,6 +268,9 @@ for index = 7, #ARGV, 2 do given[ARGV[index]] = ARGV[index + 1] end
 if not string.find(id, '^job_[0-9a-f-]+$') or #id > 68 then return { 'invalid', 'id' } end
 if not HORIZON[class] then return { 'invalid', 'class' } end
 if not string.find(tenant, '^[%w_.-]+$') or #tenant > 64 then return { 'invalid', 'tenant' } end
+if given.batch and not string.find(given.batch, '^batch_[0-9a-f-]+$') then
+  return { 'invalid', 'batch' }
+end
 if task == '' or #task > 128 or string.find(task, '[%c/]') then return { 'invalid', 'task' } end
 
 local policy = read(P .. 'policy', 'limit:' .. class, 'limit:tenant', 'memory', 'payload', 'pace')
@@ -251,6 +285,9 @@ if given.key then
   if earlier and call('EXISTS', job_key(earlier)) == 1 then return { 'known', earlier } end
 end
 if call('EXISTS', key) == 1 then return { 'known', id } end
+if given.batch and call('HGET', batch_key(given.batch), 'cancelled') == '1' then
+  return { 'cancelled', given.batch }
+end
 
 -- A message that was sent past this script is in the queue already, limits or not.
 if not given.adopt then
@@ -295,6 +332,7 @@ if idem then fields[#fields + 1] = 'idem'; fields[#fields + 1] = idem end
 call('HSET', key, unpack(fields))
 if idem then call('SET', idem, id) end
 if given.input then call('SET', P .. 'input:' .. id, given.input) end
+if given.batch then add_message(given.batch, id, job.cost) end
 call('ZADD', P .. 'jobs', time, id)
 call('ZREMRANGEBYRANK', P .. 'jobs', 0, -LISTED - 1)
 tally('accepted:' .. class)

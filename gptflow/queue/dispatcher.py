@@ -5,6 +5,7 @@ Each message has a thread that waits here; the jobs themselves share the runtime
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -258,7 +259,7 @@ class Dispatcher:
 
     def _run_single(self, envelope: Envelope, claim: Claim, handle: Handle) -> Result:
         if envelope.stream and claim.fence > 1:
-            self._deltas.restart(claim)
+            self._persist(partial(self._deltas.restart, claim))
         on_delta = partial(self._deltas.add, claim) if envelope.stream else None
         future = self._runtime.start(envelope, handle, on_delta)
         try:
@@ -266,7 +267,9 @@ class Dispatcher:
         except CancelledError:
             result = Result.failure(envelope.id, envelope.task, _reason(handle))
         if envelope.stream:
-            self._deltas.flush()
+            # Before the end is recorded: nothing is added to the stream of a job that has ended.
+            with contextlib.suppress(BrokerUnavailable):
+                self._persist(partial(self._deltas.finish, claim))
         return result
 
     def _try_again(self, claim: Claim, result: Result, handle: Handle) -> bool:

@@ -34,6 +34,7 @@ class Claim:
         wire: the envelope as JSON.
         signature: of `wire`, where it was signed.
         at: the item that the last claim was marked with; see `Ledger.mark`.
+        revived: it was enqueued again by hand, so its envelope's deadline holds no more.
         late: its deadline has passed; all that is left is to say so.
     """
 
@@ -46,6 +47,7 @@ class Claim:
     wire: str = ""
     signature: str | None = None
     at: int | None = None
+    revived: bool = False
     late: bool = False
 
 

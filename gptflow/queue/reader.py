@@ -74,6 +74,8 @@ class Reader:
         envelope = self.parse_record(claim.job_id, claim.wire, claim.signature)
         if envelope.task != claim.task:
             raise MalformedMessage("The envelope is another job's.")
+        if claim.revived:
+            envelope = envelope.model_copy(update={"deadline": None})
         if envelope.input_ref is None:
             return envelope
         if self._signer is not None and envelope.input_sha256 is None:

@@ -101,7 +101,7 @@ class RedisLedger(Ledger):
         )
         if verdict not in ("run", "late"):
             return cast(Refusal, verdict)
-        fence, attempt, crashes, submitted, task, wire, signature, at = more
+        fence, attempt, crashes, submitted, task, wire, signature, at, revived = more
         return Claim(
             job_id=job_id,
             fence=int(fence),
@@ -112,6 +112,7 @@ class RedisLedger(Ledger):
             wire=wire,
             signature=signature or None,
             at=int(at) if at else None,
+            revived=bool(revived),
             late=verdict == "late",
         )
 
@@ -170,6 +171,7 @@ class RedisLedger(Ledger):
                     piece.event.kind,
                     piece.event.text,
                     piece.event.sample,
+                    "" if piece.event.at is None else piece.event.at,
                 ],
             )
             for piece in pieces

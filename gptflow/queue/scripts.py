@@ -21,6 +21,7 @@ Name = Literal[
     "feed",
     "followed",
     "items",
+    "purge",
     "reap",
     "refuse",
     "release",
@@ -28,6 +29,7 @@ Name = Literal[
     "schedule_fire",
     "schedule_pause",
     "schedule_watch",
+    "seal",
     "suspect",
 ]
 

@@ -101,8 +101,9 @@ def start(
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_")}
         given = {"redis_url": server.url, "model": "scripted", "plugins": "text,testbed"} | settings
         environment = kept | {f"GPTFLOW_{name.upper()}": value for name, value in given.items()}
-        paths = [str(testbed), *filter(None, [kept.get("PYTHONPATH")])]
-        environment |= {"PYTHONPATH": os.pathsep.join(paths), "TESTBED_NOTES": str(notes)}
+        # What is tested is found where the tests find it, and the plugin with it.
+        path = os.pathsep.join(filter(None, [str(testbed), os.environ.get("PYTHONPATH")]))
+        environment |= {"PYTHONPATH": path, "TESTBED_NOTES": str(notes)}
         log = tmp_path_factory.mktemp("log") / f"{module}.log"
         started.append(Process(module, environment, log))
         return started[-1]
@@ -119,7 +120,8 @@ def start_worker(start: Callable[..., Process], server: EmbeddedServer) -> Calla
     def start_ready(**settings: str) -> Process:
         worker = start("gptflow_workers.cpu", **settings)
         app = settings.get("app", "gptflow")
-        transport = RedisTransport(Settings(redis_url=server.url, app=app))
+        url = settings.get("redis_url", server.url)
+        transport = RedisTransport(Settings(redis_url=url, app=app))
 
         def ready() -> bool:
             ended = worker.popen.poll() is not None

@@ -179,6 +179,36 @@ local function release_delayed(time, most)
   return #due
 end
 
+-- Batches.
+
+-- Seconds after the last message or result that a batch is kept whose end does not come.
+local PENDING_TTL = 30 * 86400
+
+local function batch_key(id) return P .. 'batch:' .. id end
+
+local function keep_batch(id, seconds)
+  local batch = batch_key(id)
+  for _, key in ipairs({ batch, batch .. ':results', batch .. ':jobs', P .. 's:' .. id }) do
+    call('EXPIRE', key, seconds)
+  end
+end
+
+-- Count a message that was accepted. While a batch is open, its total is what it has so far.
+local function add_message(id, job_id, items)
+  local batch = batch_key(id)
+  if call('EXISTS', batch) == 0 then return end
+  if call('HGET', batch, 'sealed') == '0' then call('HINCRBY', batch, 'total', items) end
+  call('SADD', batch .. ':jobs', job_id)
+  keep_batch(id, PENDING_TTL)
+end
+
+-- Let a batch expire once nothing of it is waited for; `ttl` is for how long it is kept then.
+local function settle_batch(id, ttl)
+  local held = read(batch_key(id), 'total', 'done', 'failed')
+  local ended = tonumber(held.done or 0) + tonumber(held.failed or 0)
+  keep_batch(id, ended >= tonumber(held.total or 0) and ttl or math.max(ttl, PENDING_TTL))
+end
+
 -- Ending.
 
 -- The result of a job that ends without a worker's doing, as `gptflow.result` reads it.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from gptflow import config
+from gptflow import config, open_batch
 from gptflow.client import Client
 from gptflow.errors import BrokerUnavailable, ConfigError
 from gptflow.queue.control import stats
@@ -81,6 +81,7 @@ def test_a_batch_of_which_only_a_part_was_enqueued_is_cancelled(
             return run_all(calls)
 
         monkeypatch.setattr(scripts, "run_all", break_at_the_second_slice)
+        monkeypatch.setattr(open_batch, "_PATIENCE", 0.0)
         with pytest.raises(BrokerUnavailable):
             flow.submit_many("text.generate", ["a secret"] * 5000)
         monkeypatch.undo()

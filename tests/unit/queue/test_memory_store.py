@@ -48,6 +48,7 @@ def submit_batch(store: MemoryStore, messages: int) -> tuple[str, list[str]]:
     ]
     store.open_batch(record)
     store.enqueue_batch(record.id, [packed(store, chunk) for chunk in chunks])
+    store.seal_batch(record.id)
     return record.id, [chunk.id for chunk in chunks]
 
 
