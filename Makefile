@@ -23,6 +23,9 @@ up: install ## Start Redis, a worker and the scheduler, and stay up
 
 model: install
 	$(BIN)/gptflow models pull smollm2-135m-instruct
+ifneq ($(findstring gemma,$(GPTFLOW_ACCEPT_LICENCES)),)
+	$(BIN)/gptflow models pull gemma-3-270m
+endif
 
 test: install model ## Run every test that needs no GPU, but those that break the queue
 	$(BIN)/pytest --ignore=tests/faults --cov --cov-report=term:skip-covered

@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     kv_bytes: int | None = Field(
         None, ge=1, description="most memory for keys and values; by default what fits"
     )
+    adapter_bytes: int = Field(
+        512 << 20, ge=0, description="most memory for adapters; idle ones give way to others"
+    )
+    prefix_bytes: int = Field(
+        256 << 20, ge=0, description="most memory for beginnings that prompts share"
+    )
     concurrency: int = Field(256, ge=1, le=4096, description="messages in flight in one worker")
     in_flight: int | None = Field(
         None, ge=1, description="jobs and rows in flight in one worker; four times the slots"

@@ -157,7 +157,7 @@ class AdapterPool:
             raise AdapterTooLarge(
                 f"Adapter {alias!r} takes {adapter.nbytes} bytes; all adapters together may "
                 f"take {self._limit}.",
-                hint="Raise adapter_bytes.",
+                hint="Raise adapter_bytes (GPTFLOW_ADAPTER_BYTES).",
             )
         lora = adapter.lora
         info = AdapterInfo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from gptflow.errors import (
     AdapterNotFound,
     AdapterTooLarge,
 )
-from gptflow.heads import Generate
+from gptflow.heads import Choose, Generate
+from gptflow.prompt import RenderedPrompt
 from gptflow.request import Request
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -149,6 +151,20 @@ def test_unloading_frees_what_was_computed_with_it(tiny, make_engine, tmp_path):
     assert engine.stats()["prefix_bytes"] == 0
     assert engine.stats()["adapter_bytes"] == 0
     assert isinstance(engine.submit(ask(ids, "a")).exception(30), AdapterNotFound)
+
+
+def test_scores_that_are_kept_keep_no_adapter(tiny, make_engine, tmp_path):
+    engine = make_engine()
+    folder = tiny.write_lora(tmp_path)
+    size = engine.load_adapter("a", folder).nbytes
+    head = Choose(labels=("good", "bad"), adapter="a")
+    asked = Request(prompt=tiny.prompt_ids(20), head=head, baseline=RenderedPrompt.plain("N/A"))
+    engine.submit(asked).result(30)
+    engine.load_adapter("a", folder)
+    assert tokens(engine.submit(ask(tiny.prompt_ids(5), "a")))  # a step later
+    gc.collect()
+    stats = engine.stats()
+    assert (stats["baselines"], stats["adapter_bytes"]) == (1, size)
 
 
 def test_a_cancelled_request_lets_go_of_its_adapter(tiny, make_engine, tmp_path):
