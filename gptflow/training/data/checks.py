@@ -7,15 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from gptflow.errors import (
-    DataError,
-    EmptyData,
-    ErrorInfo,
-    LeakedRows,
-    OneClass,
-    UnseenLabel,
-    from_info,
-)
+from gptflow.errors import DataError, ErrorInfo, from_info
 from gptflow.training.data import personal_data
 from gptflow.training.data.duplicates import (
     NEAR,
@@ -26,7 +18,8 @@ from gptflow.training.data.duplicates import (
 )
 from gptflow.training.data.problem import Problem, error_for
 from gptflow.training.data.reading import Reading
-from gptflow.training.data.rows import LABEL, LabelledText, Origin, Row, TaggedText
+from gptflow.training.data.requirements import leaked, require_classes, require_seen, require_types
+from gptflow.training.data.rows import LabelledText, Origin, Row, TaggedText
 
 FEW = 5
 """Rows of a label below which it is hardly learnt."""
@@ -129,91 +122,6 @@ def check(train: Reading[Row], test: Reading[Row] | None = None, *, near: float 
     )
 
 
-def require_classes(rows: Sequence[LabelledText], head: str = LABEL) -> tuple[str, ...]:
-    """The labels that occur for a head, sorted.
-
-    Raises:
-        EmptyData: no row has one.
-        OneClass: all rows have the same one.
-    """
-    labels = sorted({row.labels[head] for row in rows if head in row.labels})
-    if not labels:
-        raise EmptyData(
-            f"No training row has a label for {head!r}.",
-            hint="Name the column of the labels: `--label NAME=COLUMN`.",
-        )
-    if len(labels) == 1:
-        raise OneClass(
-            f"Every training row has the label {labels[0]!r} for {head!r}.",
-            hint="Add rows of the other labels, or leave this head out.",
-        )
-    return tuple(labels)
-
-
-def require_seen(
-    train: Sequence[LabelledText], test: Sequence[LabelledText], head: str = LABEL
-) -> None:
-    """Refuse test rows with labels that cannot have been learnt.
-
-    Raises:
-        UnseenLabel: names the labels and the first row.
-    """
-    known = {row.labels[head] for row in train if head in row.labels}
-    strange: dict[str, LabelledText] = {}
-    for row in test:
-        if head in row.labels and row.labels[head] not in known:
-            strange.setdefault(row.labels[head], row)
-    if strange:
-        names = ", ".join(repr(label) for label in list(strange)[:_TOLD])
-        more = f" and {len(strange) - _TOLD} more" if len(strange) > _TOLD else ""
-        raise UnseenLabel(
-            f"Test rows have labels for {head!r} that no training row has: {names}{more}; "
-            f"the first is {next(iter(strange.values())).origin}.",
-            hint="Add training rows of these labels, or take them out of the test.",
-        )
-
-
-def require_types(rows: Sequence[TaggedText]) -> tuple[str, ...]:
-    """The types of spans that occur, sorted.
-
-    Raises:
-        OneClass: there is no span at all.
-    """
-    types = sorted({tag[2:] for row in rows for tag in row.tags if tag != "O"})
-    if not types:
-        raise OneClass(
-            "Every token of the training rows is O.", hint="Add rows that have spans in them."
-        )
-    return tuple(types)
-
-
-def require_unleaked(train: Sequence[Row], test: Sequence[Row], *, near: float = NEAR) -> None:
-    """Refuse test rows that the model will have seen.
-
-    Raises:
-        LeakedRows: names the first of them beside the training rows that they repeat.
-    """
-    leaks = find_leaks(train, test, near=near)
-    if leaks:
-        raise _leaked(leaks, train, test)
-
-
-def _leaked(leaks: Sequence[Duplicate], train: Sequence[Row], test: Sequence[Row]) -> LeakedRows:
-    told = "; ".join(
-        f"{test[leak.second].origin} repeats {train[leak.first].origin}" for leak in leaks[:_TOLD]
-    )
-    more = f"; and {len(leaks) - _TOLD} more" if len(leaks) > _TOLD else ""
-    count = (
-        "1 test row is a training row"
-        if len(leaks) == 1
-        else (f"{len(leaks)} test rows are training rows")
-    )
-    return LeakedRows(
-        f"{count} too: {told}{more}.",
-        hint="Take them out of the training rows, or make the split with `gptflow data split`.",
-    )
-
-
 def _errors(train: Reading[Row], test: Reading[Row] | None) -> Iterator[Remark]:
     """What training or testing would refuse the data for, lines that are no rows apart."""
     for reading in (train, test):
@@ -246,7 +154,7 @@ def _leak_errors(
     exact = [leak for leak in leaks if leak.kind == "exact"]
     near = [leak for leak in leaks if leak.kind == "near"]
     if exact:
-        error = _leaked(exact, train, test)
+        error = leaked(exact, train, test)
         where = test[exact[0].second].origin
         yield Remark("error", error.message, where, error.code, error.hint)
     if near:

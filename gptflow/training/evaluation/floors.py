@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gptflow.training.data.requirements import require_classes
 from gptflow.training.data.rows import LABEL, LabelledText, TaggedText
 from gptflow.training.evaluation.bm25 import BM25
 from gptflow.training.evaluation.dictionary_tagger import DictionaryTagger
@@ -35,8 +36,6 @@ def fit_linear(kind: Kind, train: Sequence[LabelledText], head: str = LABEL) -> 
     Raises:
         OneClass: fewer than two labels occur.
     """
-    from gptflow.training.data.checks import require_classes
-
     rows = [row for row in train if head in row.labels]
     require_classes(rows, head)
     return LinearText.fit(kind, [row.text for row in rows], [row.labels[head] for row in rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptflow.errors import BadLabel, EmptyData, LeakedRows, OneClass, UnseenLabel
-from gptflow.training.data import checks
+from gptflow.training.data import checks, requirements
 from gptflow.training.data.language import language_of
 from gptflow.training.data.problem import Problem
 from gptflow.training.data.reading import Reading
@@ -64,18 +64,18 @@ def test_bad_lines_come_first():
 
 def test_unseen_labels_are_named_with_their_first_row():
     with pytest.raises(UnseenLabel, match=r"'z'; the first is b:2"):
-        checks.require_seen(rows(*GOOD), rows(("a", "x"), ("b", "z"), ("c", "z"), file="b"))
+        requirements.require_seen(rows(*GOOD), rows(("a", "x"), ("b", "z"), ("c", "z"), file="b"))
 
 
 def test_a_leak_names_both_rows():
     with pytest.raises(LeakedRows, match=r"1 test row is a training row too: b:1 repeats a:4\."):
-        checks.require_unleaked(rows(*GOOD), rows(("Text  3", "x"), file="b"))
+        requirements.require_unleaked(rows(*GOOD), rows(("Text  3", "x"), file="b"))
 
 
 def test_tags_need_a_span():
     row = TaggedText(origin=Origin("a", 1), text="a", tokens=(Token(0, 1),), tags=("O",))
     with pytest.raises(OneClass, match="is O"):
-        checks.require_types([row])
+        requirements.require_types([row])
 
 
 def test_contradictions_and_rare_labels_are_warnings():
