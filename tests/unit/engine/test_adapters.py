@@ -212,6 +212,44 @@ def test_two_hundred_adapters_answer_where_four_fit(tiny, make_engine, tmp_path)
     assert tight.stats()["adapter_reloads"] >= 200
 
 
+def test_two_hundred_adapters_come_and_go_while_others_are_served(tiny, make_engine, tmp_path):
+    folders = [tiny.write_lora(tmp_path / str(i), rank=1, seed=i) for i in range(200)]
+    ids = tiny.prompt_ids(12)
+    roomy = make_engine(model=tiny.make_model("llama", "roomy"))
+    for i, folder in enumerate(folders):
+        size = roomy.load_adapter(f"a{i}", folder).nbytes
+    asked = [roomy.submit(ask(ids, f"a{i}", 5)) for i in range(len(folders))]
+    expected = [tokens(future) for future in asked]
+    assert len(set(expected)) > 100
+    kept = tiny.write_lora(tmp_path / "kept", seed=999)
+    limit = 6 * size + make_engine().load_adapter("a", kept).nbytes
+    engine = make_engine(adapter_bytes=limit)
+    engine.load_adapter("kept", kept)
+    told = threading.Event()
+    answers, longs, most = [], [], 0
+    for i, folder in enumerate(folders):
+        if i % 40 == 0:  # one runs all the time, and is told of each token
+            told.clear()
+            longs.append(engine.submit(ask(ids, "kept", 200, on_delta=lambda _: told.set())))
+            assert told.wait(30)
+        engine.load_adapter(f"a{i}", folder)
+        answers.append(engine.submit(ask(ids, f"a{i}", 5)))
+        engine.unload_adapter(f"a{i}")  # the request has come, and most likely not begun
+        most = max(most, engine.stats()["adapter_bytes"])
+        if i >= 5:
+            answers[i - 5].result(60)
+    assert [tokens(answer) for answer in answers] == expected
+    merged = tiny.greedy("llama", ids, 200, tiny.merged("llama", kept))
+    assert [tokens(long) for long in longs] == [merged] * 5
+    assert size < most <= limit
+    assert list(engine.adapters()) == ["kept"]
+    assert tokens(engine.submit(ask(ids, None, 5)))  # a step later
+    stats = engine.stats()
+    assert stats["failures"] == {}
+    assert stats["adapter_bytes"] == engine.adapters()["kept"].nbytes
+    assert stats["slots_used"] == 0
+
+
 def test_one_that_is_larger_than_the_limit_is_refused_for_good(tiny, make_engine, tmp_path):
     folder = tiny.write_lora(tmp_path)
     size = make_engine().load_adapter("a", folder).nbytes
