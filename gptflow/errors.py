@@ -32,25 +32,37 @@ trying again can help. A message says what happened and to which object; `hint` 
     │   ├── ModelCorrupt            GF602   a file's checksum or format is wrong
     │   ├── UnsupportedModel        GF603   an architecture that the engine does not serve
     │   └── LicenceNotAccepted      GF604   the model has terms to agree to before it is pulled
-    └── EngineError                 GF700
-        ├── UnsupportedHead         GF701   this engine cannot compute this head
-        ├── InvalidGrammar          GF702   a JSON schema that cannot be enforced
-        ├── AdapterNotFound         GF703   no such adapter is loaded
-        ├── EngineStopped           GF704   the engine was closed with the request in flight
-        ├── StepFailed              GF705   the model failed while it ran the request with others
-        ├── AdapterCorrupt          GF706   an adapter's file is missing, malformed or altered
-        ├── AdapterMismatch         GF707   an adapter made for something else: model, task, layers
-        ├── AdapterMemoryFull       GF708   all resident adapters are in use; no room for one more
-        ├── ServerUnavailable       GF709   the model server cannot be reached, or is overloaded
-        ├── SandboxUnavailable      GF710   nothing on this machine can contain generated code
-        └── AdapterTooLarge         GF711   an adapter that takes more than all may take together
+    ├── EngineError                 GF700
+    │   ├── UnsupportedHead         GF701   this engine cannot compute this head
+    │   ├── InvalidGrammar          GF702   a JSON schema that cannot be enforced
+    │   ├── AdapterNotFound         GF703   no such adapter is loaded
+    │   ├── EngineStopped           GF704   the engine was closed with the request in flight
+    │   ├── StepFailed              GF705   the model failed while it ran the request with others
+    │   ├── AdapterCorrupt          GF706   an adapter's file is missing, malformed or altered
+    │   ├── AdapterMismatch         GF707   an adapter made for something else: model, task, layers
+    │   ├── AdapterMemoryFull       GF708   all resident adapters are in use; no room for one more
+    │   ├── ServerUnavailable       GF709   the model server cannot be reached, or is overloaded
+    │   ├── SandboxUnavailable      GF710   nothing on this machine can contain generated code
+    │   └── AdapterTooLarge         GF711   an adapter that takes more than all may take together
+    └── DataError                   GF800   data to train or to test with that will not do
+        ├── BadRows                 GF801   rows that cannot be used, by file and line
+        │   ├── BadEncoding         GF802   lines that are not UTF-8, or not what was said
+        │   ├── LineTooLong         GF803   a line longer than any row should be
+        │   ├── BadLabel            GF804   a label that is missing, blank or has stray blanks
+        │   └── SpanOffToken        GF805   a span that begins or ends inside a token
+        ├── EmptyData               GF806   a file without rows
+        ├── OneClass                GF807   every row has the same label
+        ├── UnseenLabel             GF808   a label of the test rows that no training row has
+        ├── UnreadableFile          GF809   not in a format that is read, or damaged
+        ├── SplitImpossible         GF810   a split that these rows do not allow
+        └── LeakedRows              GF811   test rows that are training rows too
 """
 
 from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -333,6 +345,88 @@ class AdapterTooLarge(EngineError):
     """The adapter alone takes more memory than all adapters may take together."""
 
     code = "GF711"
+
+
+class DataError(GPTFlowError):
+    """Something about data to train or to test with."""
+
+    code, exit_code = "GF800", 3
+
+
+class BadRows(DataError):
+    """Rows that cannot be used. The message names the first, by file and line.
+
+    Attributes:
+        problems: all of them; none where the error came over the wire.
+    """
+
+    code = "GF801"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, problems: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class BadEncoding(BadRows):
+    """Lines that are not UTF-8, or not the encoding that was stated."""
+
+    code = "GF802"
+
+
+class LineTooLong(BadRows):
+    """A line that is longer than any row should be."""
+
+    code = "GF803"
+
+
+class BadLabel(BadRows):
+    """A label that is missing, blank, or has blanks where it may not."""
+
+    code = "GF804"
+
+
+class SpanOffToken(BadRows):
+    """A span that begins or ends inside a token."""
+
+    code = "GF805"
+
+
+class EmptyData(DataError):
+    """A file without rows."""
+
+    code = "GF806"
+
+
+class OneClass(DataError):
+    """Every row has the same label, so that there is nothing to learn."""
+
+    code = "GF807"
+
+
+class UnseenLabel(DataError):
+    """A label of the test rows that no training row has."""
+
+    code = "GF808"
+
+
+class UnreadableFile(DataError):
+    """A file that is not in a format that is read, or is damaged."""
+
+    code = "GF809"
+
+
+class SplitImpossible(DataError):
+    """A split that these rows do not allow."""
+
+    code = "GF810"
+
+
+class LeakedRows(DataError):
+    """Rows of the test data that are in the training data too."""
+
+    code = "GF811"
 
 
 def raised_at(error: BaseException, package: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,12 @@ _OF_THE_MODEL_STORE = frozenset({"XDG_CACHE_HOME", "GPTFLOW_CACHE_DIR"})
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--nightly", action="store_true", help="fault tests at their full size, with real leases"
+    )
+    parser.addoption(
+        "--data-folder",
+        type=Path,
+        default=Path(__file__).parents[2] / "shared/data",
+        help="public data sets; tests of figures on them skip where there is none",
     )
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "queue": ("queue:queue", "Show what waits, what runs and who works."),
     "monitor": ("monitor:monitor", "Watch feeds for surges of bad news."),
     "plugins": ("plugins:plugins", "List, show, write and check plugins."),
+    "data": ("data:data", "Check, describe, split and convert data to train on."),
     "models": ("models:models", "Get models and list them."),
     "bench": ("bench:bench", "Measure speed."),
     "config": ("config:config", "Show the settings and where they come from."),

@@ -14,6 +14,9 @@ from redis.retry import Retry
 from gptflow.config import Settings
 from gptflow.errors import BrokerUnavailable, ConfigError
 
+CONNECTIONS = 10_000
+"""Each thread that waits or reads a stream has one; redis-py refuses the 101st by default."""
+
 CONNECT_TIMEOUT = 2.0
 SOCKET_TIMEOUT = 4.0
 """Seconds. Together with one retry of a refused connection, nothing blocks for 5 seconds."""
@@ -35,6 +38,7 @@ def open_client(url: str, tls: Mapping[str, Any] | None = None) -> redis.Redis:
             url,
             socket_timeout=SOCKET_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
+            max_connections=CONNECTIONS,
             retry=retry,
             decode_responses=True,
             **(tls or {}),

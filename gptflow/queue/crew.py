@@ -145,6 +145,10 @@ class Crew:
             return 0
         return self.runtime.room
 
+    def save_log(self) -> None:
+        """Keep what this worker has logged, for when it dies of what comes next."""
+        self._presence.save_log()
+
     def take_no_more(self) -> None:
         """Take no job any more; what runs goes on."""
         self.stopping = True

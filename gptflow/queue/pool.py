@@ -170,6 +170,8 @@ class EnginePool(BasePool):
         job = _Job(job_id)
         self._jobs[job.handle.number] = job
         logger.warning("Job %s runs alone: workers have died while it ran.", job_id)
+        if self._crew is not None:
+            self._crew.save_log()
         self._threads.submit(self._bridge, job, partial(self.run_here, job_id))
         return job.done
 

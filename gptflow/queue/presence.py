@@ -133,6 +133,13 @@ class Presence:
             if self._dispatcher.stop(job_id, lost, claim=claims[job_id]):
                 logger.info("Job %s was cancelled, or given to another worker.", job_id)
 
+    def save_log(self) -> None:
+        """Put the log where it is found if this process dies of what it does next."""
+        try:
+            self._ledger.announce(self._record, self.log.lines())
+        except BrokerUnavailable as error:
+            logger.warning("%s What this worker has logged is not kept.", error.message)
+
     def _announce(self) -> None:
         if not self._runtime.engine.healthy:
             self._on_engine_stopped()

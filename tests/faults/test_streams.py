@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -57,6 +58,7 @@ class Reader:
                 if left <= 0:
                     return False
         except BrokerUnavailable:
+            time.sleep(0.05)  # as whoever reads it would
             return False
         return False
 

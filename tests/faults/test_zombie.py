@@ -30,6 +30,7 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
     bed.journal.wait()
     wait_until(lambda: _over(bed, zombie.pid), size.lease, what="the end of what the zombie ran")
     aborted = time.monotonic() - woken
+    wait_until(lambda: _refused(bed, zombie.pid) >= jobs, what="a refusal of each stale result")
 
     records = bed.journal.read(bed.journal.submitted)
     by_zombie = [row for row in records.values() if f'"pid":{zombie.pid}' in row["result"]]
@@ -46,7 +47,7 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
     tally.tell()
     assert (tally.lost, tally.doubled, tally.recovered) == (0, 0, jobs)
     assert by_zombie == []
-    assert refused + stopped >= jobs
+    assert _refused(bed, zombie.pid) >= jobs
     assert zombie.alive
     assert other.alive
     # What was a zombie is a worker like any other again.
@@ -58,6 +59,12 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
 
 def _taken(bed: Any) -> int:
     return sum(len(runs) > 1 for runs in bed.notes.runs().values())
+
+
+def _refused(bed: Any, pid: int) -> int:
+    """Results of a worker's that were refused, and runs of its that were stopped before."""
+    stopped = sum(note.kind == "stop" and note.pid == pid for note in bed.notes.read())
+    return int(bed.totals.get("refused_results", 0)) + stopped
 
 
 def _over(bed: Any, pid: int) -> bool:

@@ -45,9 +45,21 @@ def test_a_client_imports_only_what_its_url_asks_for():
     assert not imported_by("-c", program) & HEAVY
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plugins", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["plugins", "--help"], ["data", "--help"]]
+)
 def test_asking_for_help_imports_nothing_heavy(arguments):
     assert not imported_by("-m", "gptflow", *arguments) & HEAVY
+
+
+def test_data_is_checked_without_what_trains_on_it():
+    program = "import gptflow.training.data.checks, gptflow.training.data.writing"
+    assert not imported_by("-c", program) & (HEAVY | {"scipy", "sklearn", "pyarrow"})
+
+
+def test_answers_are_judged_without_torch():
+    program = "import gptflow.training.report, gptflow.training.evaluation.floors"
+    assert not imported_by("-c", program) & {"torch", "transformers", "matplotlib", "sklearn"}
 
 
 def test_an_engine_on_a_model_server_imports_no_model_runtime():

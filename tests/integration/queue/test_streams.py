@@ -45,24 +45,6 @@ def once(at: int, call: Callable[[], Any]) -> Callable[[int], None]:
     return at_piece
 
 
-def test_a_reader_whose_connection_is_cut_misses_and_repeats_nothing(flow: Client) -> None:
-    job = flow.submit("bed.words", {"value": PIECES}, stream=True)
-    admin = flow.transport.store.client
-    cut = 0
-
-    def every_third(pieces: int) -> None:
-        nonlocal cut
-        if pieces % 3 == 0:
-            # Everybody's, the worker's included.
-            cut += admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-    text, events = read(flow, job.id, every_third)
-    assert cut > 0
-    assert text == job.result(5)["value"]
-    assert [event.kind for event in events if event.kind != "delta"] == ["end"]
-    assert "".join(event.text for event in events) == text
-
-
 def test_a_stream_is_resumed_by_the_id_of_any_of_its_entries(flow: Client) -> None:
     job = flow.submit("bed.words", {"value": 5}, stream=True)
     events = list(job.events(timeout=20))
@@ -78,6 +60,29 @@ def restartable(tmp_path: Path) -> Iterator[EmbeddedServer]:
         port = free.getsockname()[1]
     with EmbeddedServer(tmp_path / "redis", port=port) as server:
         yield server
+
+
+def test_a_reader_whose_connection_is_cut_misses_and_repeats_nothing(
+    restartable: EmbeddedServer, start_worker: Any
+) -> None:
+    worker = start_worker(redis_url=restartable.url)
+    with Client(settings=config.load(redis_url=restartable.url)) as flow:
+        job = flow.submit("bed.words", {"value": PIECES}, stream=True)
+        admin = flow.transport.store.client
+        cut = 0
+
+        def every_third(pieces: int) -> None:
+            nonlocal cut
+            if pieces % 3 == 0:
+                # Everybody's, the worker's included.
+                cut += admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+        text, events = read(flow, job.id, every_third)
+        assert cut > 0
+        assert text == job.result(20)["value"]
+        assert [event.kind for event in events if event.kind != "delta"] == ["end"]
+        assert "".join(event.text for event in events) == text
+    assert worker.terminate() == 0
 
 
 def test_a_stream_goes_on_when_the_server_restarts(

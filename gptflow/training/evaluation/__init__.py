@@ -1,0 +1,1 @@
+"""Evaluation: answers, the floors that they must beat, and figures with intervals."""
