@@ -181,6 +181,32 @@ def test_a_cancelled_request_lets_go_of_its_adapter(tiny, make_engine, tmp_path)
     engine.load_adapter("b", folders[1])
 
 
+def test_a_request_that_is_cancelled_while_its_adapter_is_read(
+    tiny, make_engine, tmp_path, monkeypatch
+):
+    folders = [tiny.write_lora(tmp_path / str(i), seed=i) for i in range(3)]
+    size = make_engine().load_adapter("a", folders[0]).nbytes
+    engine = make_engine(adapter_bytes=size)
+    engine.load_adapter("a", folders[0])
+    engine.load_adapter("b", folders[1])  # in the place of the other
+    reader, reading, go = engine._adapters._reader, threading.Event(), threading.Event()
+    read = reader.read
+
+    def slow(alias, folder):
+        reading.set()
+        assert go.wait(30)
+        return read(alias, folder)
+
+    monkeypatch.setattr(reader, "read", slow)
+    asked = engine.submit(ask(tiny.prompt_ids(20), "a"))
+    assert reading.wait(30)
+    assert asked.cancel()
+    go.set()
+    assert tokens(engine.submit(ask(tiny.prompt_ids(5), None)))  # a step later
+    assert [entry.users for entry in engine._adapters._entries.values()] == [0, 0]
+    assert engine.load_adapter("c", folders[2])
+
+
 def test_two_hundred_adapters_answer_where_four_fit(tiny, make_engine, tmp_path):
     folders = [tiny.write_lora(tmp_path / str(i), rank=1, seed=i) for i in range(220)]
     ids = tiny.prompt_ids(12)

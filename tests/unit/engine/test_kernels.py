@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import subprocess
 import sys
@@ -221,13 +222,19 @@ def test_int8_is_close(tiny, kernels, quantized, make_engine):
 
 
 def test_the_library_is_built_once(monkeypatch, tmp_path, kernels):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "source"  # not the kernels', which take a minute
+    source.mkdir()
+    (source / "kernels.cpp").write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(build, "_SOURCE", source)
     first = build.build()
-    monkeypatch.setattr(subprocess, "run", None)  # compiling again would fail
-    assert build.build() == first
-    assert [path.suffix for path in first.parent.iterdir() if path.suffix != ".lock"].count(
-        ".so"
-    ) == 1
+    assert ctypes.CDLL(str(first)).answer() == 42
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", None)  # compiling again would fail
+        assert build.build() == first
+    assert list(first.parent.glob("*.so")) == [first]
+    (source / "kernels.cpp").write_text('extern "C" int answer() { return 43; }')
+    assert ctypes.CDLL(str(build.build())).answer() == 43
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path, kernels):
