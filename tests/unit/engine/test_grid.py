@@ -108,6 +108,11 @@ def test_rounding_to_bfloat16_does_not_hide_a_grid(kernels):
         assert error(y, layer(x)) < error(rounded(x), layer(x))
 
 
+def test_rounding_to_float16_does_not_hide_a_grid(kernels):
+    layer = on_grid(576, 200).half().float()
+    assert found(kernels, layer) is Format.GRID
+
+
 @pytest.mark.parametrize("change", [0.003, 0.01, 0.1])
 def test_weights_that_were_trained_further_are_kept_as_they_are(kernels, change):
     torch.manual_seed(1)
@@ -116,6 +121,38 @@ def test_weights_that_were_trained_further_are_kept_as_they_are(kernels, change)
     weight += change * weight.abs().mean() * torch.randn_like(weight)
     layer.weight.data = weight.bfloat16().float()
     assert found(kernels, layer) is Format.INT16
+
+
+def test_the_smallest_change_that_a_file_can_hold_is_not_lost(kernels):
+    torch.manual_seed(2)
+    float32 = on_grid(576, 100)
+    float32.weight.data *= 1 + 1e-4 * torch.rand_like(float32.weight)
+    assert found(kernels, float32) is Format.INT16
+    bfloat16 = on_grid(576, 100).bfloat16()
+    numbers = bfloat16.weight.data.view(torch.int16)
+    numbers += torch.randint(2, numbers.shape, dtype=torch.int16)  # the next number for a half
+    assert found(kernels, bfloat16.float()) is Format.INT16
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_hardly_differ_are_not_taken_for_a_grid(kernels, spread, dtype):
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(64, 16, bias=False)
+    layer.weight.data = (1 + spread * torch.randn(16, 64)).to(dtype).float()
+    x = torch.randn(5, 64)
+    with torch.inference_mode():
+        assert error(QuantizedLinear(kernels, layer, Format.INT16)(x), layer(x)) < PRECISION
+
+
+def test_layers_of_one_number(kernels):
+    for number in (0.0, 0.3, -1e-39, 1e38):
+        layer = torch.nn.Linear(64, 16, bias=False)
+        layer.weight.data.fill_(number)
+        x = torch.rand(3, 64) / 64
+        with torch.inference_mode():
+            y = QuantizedLinear(kernels, layer, Format.INT16)(x)
+            assert torch.allclose(y, layer(x), rtol=PRECISION, atol=1e-30)
 
 
 def test_other_weights_are_not_taken_for_a_grid(kernels):

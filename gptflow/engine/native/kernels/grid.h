@@ -109,35 +109,59 @@ struct Fit {
   uint8_t q[kPart] = {};
 };
 
+// How many bits after the leading one `count` numbers are kept to: 7 by bfloat16, 10 by float16.
+inline int kept_bits(const float* w, int count) {
+  uint32_t any = 0;
+  for (int i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, w + i, sizeof bits);
+    any |= bits;
+  }
+  return !(any & 0xffff) ? 7 : !(any & 0x1fff) ? 10 : 23;
+}
+
+// By how much rounding to so many bits moves a number at most.
+inline float rounding(float x, int bits) {
+  return x == 0 ? 0.0f : std::ldexp(1.0f, std::ilogb(x) - bits - 1);
+}
+
 // Finds the grid of `count` weights of a row, if there is one: the smallest and the largest are
 // on it, so there are only fifteen to try. Least squares take out what rounding did to those two.
 //
-// A weight may be off by as much as rounding to bfloat16 has moved it, and by a little for what
-// that did to the grid itself. A model that was trained after its weights were put on a grid has
-// left it, and is kept as it is.
+// A weight may be off by what rounding has moved it, and by a little for what that did to the grid
+// itself: a model that was trained after its weights were put on a grid has left it, however small
+// the change, and is kept as it is. And by a quarter of a step, for weights that differ by less
+// than they are rounded by would be near any grid.
 inline bool fit(const float* w, int count, Fit& found) {
   found = Fit{};
+  // Where one is not a number, minima and maxima mean nothing.
+  if (!std::all_of(w, w + count, [](float x) { return std::isfinite(x); })) return false;
   const auto [least, most] = std::minmax_element(w, w + count);
   const float from = *least, range = *most - from;
   const float peak = std::max(std::fabs(from), std::fabs(*most));
-  if (!std::isfinite(range)) return false;
+  if (peak > 0x1p100f) return false;  // times a sum of inputs it may be too large for a float
+  const int bits = kept_bits(w, count);
+  const float lax = std::max(0.75f * rounding(peak, bits), peak * 0x1p-18f);
+  // Differences too small to divide by are none.
+  const bool flat = !std::isfinite(15 / range);
   for (int levels = 15; levels > 0; --levels) {
-    const float factor = range > 0 ? levels / range : 0.0f;
+    const float factor = flat ? 0.0f : levels / range;
     float worst = 0, sum = 0, squares = 0, weights = 0, products = 0;
     for (int i = 0; i < count; ++i) {
       const float x = (w[i] - from) * factor, q = std::nearbyint(x);
       worst = std::max(worst, std::fabs(x - q));
       found.q[i] = static_cast<uint8_t>(q);
-      sum += q, squares += q * q, weights += w[i], products += q * w[i];
+      sum += q, squares += q * q, weights += w[i] - from, products += q * (w[i] - from);
     }
     if (worst > peak * factor / 64) continue;
     const float spread = count * squares - sum * sum;
     found.step = spread > 0 ? (count * products - sum * weights) / spread : 0.0f;
-    found.offset = (weights - found.step * sum) / count;
+    found.offset = from + (weights - found.step * sum) / count;
     bool close = true;
-    for (int i = 0; i < count; ++i)
-      close &= std::fabs(found.step * found.q[i] + found.offset - w[i]) <=
-               std::fabs(w[i]) / 256 + peak / 512;
+    for (int i = 0; i < count; ++i) {
+      const float off = std::fabs(found.step * found.q[i] + found.offset - w[i]);
+      close &= off <= rounding(w[i], bits) + lax && (flat || off <= found.step / 4);
+    }
     if (close) return true;
   }
   return false;
