@@ -23,9 +23,15 @@ up: install ## Start Redis, a worker and the scheduler, and stay up
 
 model: install
 	$(BIN)/gptflow models pull smollm2-135m-instruct
+ifneq ($(findstring gemma,$(GPTFLOW_ACCEPT_LICENCES)),)
+	$(BIN)/gptflow models pull gemma-3-270m
+endif
 
-test: install model ## Run every test that needs no GPU
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+test: install model ## Run every test that needs no GPU, but those that break the queue
+	$(BIN)/pytest --ignore=tests/faults --cov --cov-report=term:skip-covered
+
+faults: install model ## Break the queue for hours: the fault tests at full size, with real leases
+	$(BIN)/pytest tests/faults tests/integration/queue/test_ledger_model.py --nightly
 
 lint: install ## Check style, types and layers
 	$(BIN)/ruff check .
@@ -40,4 +46,4 @@ format: install ## Rewrite the code in the project's style
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help install demo up model test lint format clean
+.PHONY: help install demo up model test faults lint format clean

@@ -25,6 +25,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def clean(text: str) -> str:
     """The text without what is listed above, with every line ending as a newline."""
+    if text.isascii() and text.isprintable():  # most are, and need no look at each pattern
+        return text
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _SURROGATE.sub("\ufffd", _REMOVED.sub("", text))
 

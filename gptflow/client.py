@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic_core import PydanticSerializationError, to_jsonable_python
-
 from gptflow import config
-from gptflow.envelope import Envelope, new_id
+from gptflow.envelope import Envelope
 from gptflow.errors import InvalidInput
 from gptflow.job import Batch, Job
+from gptflow.open_batch import OpenBatch, as_json
+from gptflow.open_batch import split_row as split_row
+from gptflow.packing import ITEMS_PER_MESSAGE as ITEMS_PER_MESSAGE
 from gptflow.request import JobClass
 from gptflow.tracing import trace_context
-from gptflow.transport import BatchRecord, Transport, connect
+from gptflow.transport import Transport, connect
 from gptflow.validation import check_seconds
 
 if TYPE_CHECKING:
     from gptflow.plugins import Registry
     from gptflow.request import Engine
-
-ITEMS_PER_MESSAGE = 64
-"""A message costs about 3 ms of worker time, whatever it holds."""
-
-ROW_FIELDS = frozenset({"custom_id", "input"})
 
 
 class Client:
@@ -90,7 +85,7 @@ class Client:
         check_seconds(timeout)
         envelope = Envelope.of(
             task=task,
-            input=_as_json(input),
+            input=as_json(input),
             key=key,
             tenant=tenant,
             job_class=job_class,
@@ -106,18 +101,60 @@ class Client:
         return self.submit(task, input, timeout=timeout, **options).result(timeout)
 
     def stream(
-        self, task: str, input: Any, *, timeout: float | None = None, **options: Any
+        self,
+        task: str,
+        input: Any,
+        *,
+        timeout: float | None = None,
+        on_reset: Callable[[], None] = lambda: None,
+        **options: Any,
     ) -> Iterator[str]:
         """Submit a job and yield its text piece by piece as it is decoded.
+
+        A connection that breaks is made again, and the text goes on where it was.
+
+        Args:
+            on_reset: called when the text starts again with the next piece, because the job
+                was run once more and wrote something else. Without, such a piece just follows.
 
         Raises:
             GPTFlowError: the error that the job ended in, after the last piece.
         """
         job = self.submit(task, input, timeout=timeout, stream=True, **options)
-        for event in job.events(timeout=timeout):
-            if event.kind == "delta" and event.sample == 0:
-                yield event.text
-        job.result(timeout)
+        return job.stream(timeout, on_reset=on_reset)
+
+    def open_batch(
+        self,
+        task: str,
+        *,
+        tenant: str = "default",
+        job_class: JobClass = "batch",
+        seed: int | None = None,
+        wait: bool = True,
+        batch_id: str | None = None,
+    ) -> OpenBatch:
+        """Begin a batch whose rows are added one by one, however many there will be.
+
+        Args:
+            wait: whether to wait where the queue is full before the first row was accepted.
+                Later on, adding rows always waits.
+            batch_id: of a batch that broke off and is now given the same rows in the same
+                order: what it had been given is not run again.
+
+        Raises:
+            InvalidInput: an option does not fit.
+            JobNotFound: there is no batch `batch_id`.
+        """
+        return OpenBatch(
+            self._transport,
+            task,
+            tenant=tenant,
+            job_class=job_class,
+            seed=seed,
+            wait=wait,
+            limit=self.settings.max_payload,
+            batch_id=batch_id,
+        )
 
     def submit_many(
         self,
@@ -127,40 +164,28 @@ class Client:
         tenant: str = "default",
         job_class: JobClass = "batch",
         seed: int | None = None,
+        wait: bool = True,
     ) -> Batch:
         """Enqueue many items of one task, 64 a message.
 
+        Rows are taken from the iterable as they are sent, so there may be any number of them.
+
         Args:
             rows: bare inputs, with an `id` or without, or `{"custom_id": ..., "input": ...}`.
+            wait: whether to wait where the queue is full from the start; see `open_batch`.
 
         Raises:
             BrokerUnavailable: Redis does not answer.
-            InvalidInput: there are no rows, or one of them is not JSON.
+            InvalidInput: there are no rows, or one of them is not JSON. Nothing is left of
+                the batch then.
+            QueueFull: the queue is full, and `wait` is off; nothing was enqueued.
         """
-        items = [
-            {"index": index, "custom_id": custom_id, "input": _as_json(value)}
-            for index, (custom_id, value) in enumerate(
-                map(split_row, rows, map(str, itertools.count()))
-            )
-        ]
-        if not items:
-            raise InvalidInput("The batch is empty.")
-        trace = trace_context()
-        record = BatchRecord(id=new_id("batch"), task=task, total=len(items), submitted=time.time())
-        chunks = [
-            Envelope.of(
-                task=task,
-                items=items[start : start + ITEMS_PER_MESSAGE],
-                batch=record.id,
-                tenant=tenant,
-                job_class=job_class,
-                seed=seed,
-                trace=trace,
-            )
-            for start in range(0, len(items), ITEMS_PER_MESSAGE)
-        ]
-        self._transport.submit_batch(record, chunks)
-        return Batch(record.id, self._transport)
+        with self.open_batch(
+            task, tenant=tenant, job_class=job_class, seed=seed, wait=wait
+        ) as batch:
+            for row in rows:
+                batch.add(row)
+        return batch.handle
 
     def job(self, job_id: str) -> Job:
         """A handle to a job submitted earlier, from here or elsewhere."""
@@ -193,20 +218,3 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def split_row(row: Any, name: str) -> tuple[str, Any]:
-    """A batch row's own id and its input; `name` is for rows without an id."""
-    if isinstance(row, Mapping):
-        if "custom_id" in row and set(row) <= ROW_FIELDS:
-            return str(row["custom_id"]), row.get("input")
-        if "id" in row:
-            return str(row["id"]), {name: value for name, value in row.items() if name != "id"}
-    return name, row
-
-
-def _as_json(value: Any) -> Any:
-    try:
-        return to_jsonable_python(value)
-    except (PydanticSerializationError, ValueError) as error:
-        raise InvalidInput(f"The input is not JSON: {error}.") from None

@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, PositiveFloat, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -35,7 +43,9 @@ UP_FILE = "up.json"
 RUNNING = "gptflow up"
 """The source of a Redis URL that stands in that file."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
-_OTHER_VARIABLES = frozenset({"monitors", "peers", "redis_password"})
+_OTHER_VARIABLES = frozenset(
+    {"monitors", "peers", "caller_password", "worker_password", "operator_password"}
+)
 """Read elsewhere: by the monitors, the benchmarks and `compose.yaml`."""
 _LIST_HINT = "`gptflow config show` lists the settings."
 
@@ -97,6 +107,12 @@ class Settings(BaseSettings):
     kv_bytes: int | None = Field(
         None, ge=1, description="most memory for keys and values; by default what fits"
     )
+    adapter_bytes: int = Field(
+        512 << 20, ge=0, description="most memory for adapters; idle ones give way to others"
+    )
+    prefix_bytes: int = Field(
+        256 << 20, ge=0, description="most memory for beginnings that prompts share"
+    )
     concurrency: int = Field(256, ge=1, le=4096, description="messages in flight in one worker")
     in_flight: int | None = Field(
         None, ge=1, description="jobs and rows in flight in one worker; four times the slots"
@@ -139,6 +155,26 @@ class Settings(BaseSettings):
     inline_payload: int = Field(
         64 << 10, ge=0, description="bytes above which it goes by reference"
     )
+    signing_key: SecretStr | None = Field(
+        None, min_length=16, description="secret that signs jobs; workers then refuse others"
+    )
+    signing_key_previous: SecretStr | None = Field(
+        None, min_length=16, description="secret that workers still accept while keys change"
+    )
+    allow_chains: bool = Field(
+        False, description="go on with what an unsigned job says comes after it"
+    )
+    celery_tasks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="other Celery tasks that workers may run, separated by commas"
+    )
+    tls_ca: Path | None = Field(
+        None, description="of rediss://: certificates that vouch for the server; else the system's"
+    )
+    tls_certificate: Path | None = Field(None, description="of rediss://: the client's own")
+    tls_key: Path | None = Field(None, description="of rediss://: the key of that certificate")
+    tls_check_hostname: bool = Field(
+        True, description="of rediss://: the server's certificate must name its host"
+    )
     offline: bool = Field(False, description="never ask the network for a model")
     accept_licences: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="licences of models that you agree to, separated by commas: gemma"
@@ -146,12 +182,13 @@ class Settings(BaseSettings):
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    @field_validator("plugins", "accept_licences", mode="before")
+    @field_validator("plugins", "accept_licences", "celery_tasks", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
             return value
-        return tuple(name for part in value.split(",") if (name := part.strip())) or None
+        names = tuple(name for part in value.split(",") if (name := part.strip()))
+        return names or (None if info.field_name == "plugins" else ())
 
     @field_validator("tenant_weights", mode="before")
     @classmethod
@@ -163,10 +200,22 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError('give JSON: {"a-tenant": 2}') from None
 
+<<<<<<< HEAD
     @field_validator("cache_dir", "data_dir", "adapters", "openai_tokenizer")
+=======
+    @field_validator(
+        "cache_dir", "data_dir", "openai_tokenizer", "tls_ca", "tls_certificate", "tls_key"
+    )
+>>>>>>> ad2f7c3b5e657aa7352b9ed37b6dbbf3ba02d8cc
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
+
+    @field_validator("signing_key", "signing_key_previous", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        # As compose hands on a variable that nobody set.
+        return value or None
 
     @field_validator("openai_url")
     @classmethod

@@ -16,7 +16,9 @@ trying again can help. A message says what happened and to which object; `hint` 
     ├── TaskNotFound                GF210   no loaded plugin offers this task
     ├── InvalidInput                GF300   the input does not fit the task's input type
     │   ├── EmptyInput              GF301   nothing to work on
-    │   └── InputTooLong            GF302   more tokens than the model's context holds
+    │   ├── InputTooLong            GF302   more tokens than the model's context holds
+    │   └── MalformedMessage        GF303   a message that cannot be read as a job
+    ├── UntrustedMessage            GF310   a job that is not signed as this worker asks for
     ├── BrokerUnavailable           GF400   Redis cannot be reached
     ├── QueueFull                   GF401   too much waits already; it says when to come back
     ├── JobError                    GF500
@@ -180,6 +182,18 @@ class InputTooLong(InvalidInput):
     """The input needs more tokens than the model's context holds."""
 
     code = "GF302"
+
+
+class MalformedMessage(InvalidInput):
+    """A message in the queue that cannot be read as a job."""
+
+    code = "GF303"
+
+
+class UntrustedMessage(GPTFlowError):
+    """A job whose signature is missing or wrong, or that asks for what only signed ones may."""
+
+    code, exit_code = "GF310", 12
 
 
 class BrokerUnavailable(GPTFlowError):

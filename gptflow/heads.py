@@ -50,6 +50,7 @@ class Generate(Head):
         repetition_penalty: 0.1 to 10; above 1 makes tokens that were already seen less likely.
         n: how many continuations to draw; they share one prefill.
         stop: strings that end a continuation; not part of it.
+        logprobs: have the answer tell the log-probability of each token.
     """
 
     max_tokens: int = 256
@@ -60,6 +61,7 @@ class Generate(Head):
     repetition_penalty: float = 1.0
     n: int = 1
     stop: tuple[str, ...] = ()
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}; at least 1 is needed")
@@ -229,11 +231,17 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
-    """One drawn text, the mean log-probability of its tokens, and why it ended."""
+    """One drawn text, the mean log-probability of its tokens, and why it ended.
+
+    Attributes:
+        logprobs: of each of `tokens`, in nats and under the model itself, before temperature
+            and penalties; empty unless they were asked for.
+    """
 
     text: str
     tokens: tuple[int, ...] = ()
     mean_logprob: float = 0.0
+    logprobs: tuple[float, ...] = ()
     finish: FinishReason = "stop"
 
 

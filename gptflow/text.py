@@ -36,6 +36,7 @@ class Sampling(Input):
     repetition_penalty: float = Field(1.0, ge=0.1, le=10)
     n: int = Field(1, ge=1, le=64)
     stop: tuple[str, ...] = Field((), max_length=16)
+    logprobs: bool = Field(False, description="tell how likely the model found each token")
 
     @field_validator("stop")
     @classmethod
@@ -49,16 +50,26 @@ class Sampling(Input):
 
 
 class Texts(Output):
-    """Generated text; `texts` holds all `n` continuations."""
+    """Generated text; `texts` holds all `n` continuations.
+
+    Attributes:
+        logprobs: for each of `texts`, its tokens' log-probabilities; only if asked for.
+    """
 
     text: str
     texts: list[str]
     finish: Literal["stop", "length"]
+    logprobs: list[list[float]] | None = Field(None, exclude_if=lambda value: value is None)
 
 
-def _texts(raw: Generated) -> Texts:
+def _texts(input: Sampling, raw: Generated) -> Texts:
     texts = [continuation.text for continuation in raw.continuations]
-    return Texts(text=texts[0], texts=texts, finish=raw.continuations[0].finish)
+    return Texts(
+        text=texts[0],
+        texts=texts,
+        finish=raw.continuations[0].finish,
+        logprobs=[list(c.logprobs) for c in raw.continuations] if input.logprobs else None,
+    )
 
 
 class GenerateInput(Sampling):
@@ -75,7 +86,7 @@ class GenerateText(Task[GenerateInput, Generated, Texts]):
         return input.generate()
 
     def postprocess(self, input: GenerateInput, raw: Generated) -> Texts:
-        return _texts(raw)
+        return _texts(input, raw)
 
 
 class Turn(Input):
@@ -109,7 +120,7 @@ class Chat(Task[ChatInput, Generated, Texts]):
         return input.generate()
 
     def postprocess(self, input: ChatInput, raw: Generated) -> Texts:
-        return _texts(raw)
+        return _texts(input, raw)
 
 
 class JsonInput(Input):

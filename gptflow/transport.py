@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 from gptflow.config import Settings
 from gptflow.envelope import Envelope
 from gptflow.errors import ConfigError
+from gptflow.number_set import NumberSet
 from gptflow.result import Result, State
 
 # By name, not by import: a caller loads only the transport that the URL asks for.
@@ -48,19 +50,28 @@ class JobRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """What is known of a batch at one moment."""
+    """What is known of a batch at one moment.
+
+    Attributes:
+        total: its rows; while it is open, those that it has been given so far.
+        failed: rows that ended in an error, cancelled ones among them.
+        sealed: whether it gets no more rows; it is open otherwise.
+    """
 
     id: str
     task: str
-    total: int
+    total: int = 0
     done: int = 0
     failed: int = 0
     cancelled: bool = False
     submitted: float | None = None
+    tenant: str = "default"
+    sealed: bool = True
 
     @property
     def finished(self) -> bool:
-        return self.done + self.failed >= self.total
+        """Whether every row has a result and no more rows will come."""
+        return self.sealed and self.done + self.failed >= self.total
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +97,18 @@ class Event:
     """One entry of a job's stream. `id` orders entries and is where to resume from.
 
     `delta` carries `text`; `reset` says to forget the text so far, because the job starts
-    again; `end` is the last one.
+    again; `gap` says that text was lost on its way, so that only the result has all of it;
+    `end` is the last one.
+
+    Attributes:
+        at: at which character of the sample's text a `delta` begins.
     """
 
     id: str
-    kind: Literal["delta", "reset", "end"]
+    kind: Literal["delta", "reset", "gap", "end"]
     text: str = ""
     sample: int = 0
+    at: int | None = None
 
 
 class Transport(Protocol):
@@ -103,7 +119,24 @@ class Transport(Protocol):
         ...
 
     def submit_batch(self, record: BatchRecord, chunks: Sequence[Envelope]) -> None:
-        """Accept a batch, as messages of some items each."""
+        """Accept a batch whose rows are all there, as messages of some items each."""
+        ...
+
+    def open_batch(self, record: BatchRecord) -> None:
+        """Begin a batch that messages are added to until it is sealed."""
+        ...
+
+    def add_to_batch(self, batch_id: str, chunks: Sequence[Envelope]) -> None:
+        """Accept messages of a batch. One whose key was used before is there already.
+
+        Raises:
+            QueueFull: some may have been accepted; adding all of them again does no harm.
+            JobCancelled: the batch was cancelled.
+        """
+        ...
+
+    def seal_batch(self, batch_id: str, total: int) -> None:
+        """Say that all rows of a batch have been added, and how many they are."""
         ...
 
     def job(self, job_id: str) -> JobRecord:
@@ -118,16 +151,45 @@ class Transport(Protocol):
         """Wait for the job's end. Raises `JobTimeout`, `JobNotFound`."""
         ...
 
-    def batch_results(self, batch_id: str, timeout: float | None) -> Iterator[tuple[int, Result]]:
-        """Each item's index and result, once, as they end. `timeout` is the longest silence."""
+    def batch_results(
+        self, batch_id: str, timeout: float | None, stop: threading.Event | None = None
+    ) -> Iterator[tuple[int, Result]]:
+        """Each item's index and result, once, as they end, until the batch is sealed and done.
+
+        `timeout` is the longest silence; `stop` ends it early.
+        """
         ...
 
     def events(self, job_id: str, after: str | None, timeout: float | None) -> Iterator[Event]:
         """Follow a job's stream from the entry after `after` to its end."""
         ...
 
+    def ended_items(self, batch_id: str) -> NumberSet:
+        """The numbers of a batch's items that have a result."""
+        ...
+
     def cancel(self, job_or_batch_id: str) -> bool:
         """Ask for a stop. False if it had ended."""
+        ...
+
+    def revive(self, job_id: str) -> bool:
+        """Enqueue a failed, expired or dead job once more. False if it is none."""
+        ...
+
+    def dead(self, limit: int) -> list[JobRecord]:
+        """The dead jobs, the newest first."""
+        ...
+
+    def last_words(self, job_id: str) -> str:
+        """What the last worker that died of a dead job had logged. Raises `JobNotFound`."""
+        ...
+
+    def purge(self, job_ids: Sequence[str]) -> int:
+        """Forget dead jobs. Returns how many there were."""
+        ...
+
+    def job_input(self, job_id: str) -> Any:
+        """A job's input, None where it is no longer kept. Raises `JobNotFound`."""
         ...
 
     def jobs(self, state: State | None, limit: int) -> list[JobRecord]:

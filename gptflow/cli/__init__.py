@@ -22,7 +22,8 @@ COMMANDS = {
     "up": ("up:up", "Start Redis, a worker and the scheduler."),
     "worker": ("worker:worker", "Start a worker."),
     "beat": ("worker:beat", "Start the scheduler."),
-    "jobs": ("jobs:jobs", "List, show and cancel jobs."),
+    "jobs": ("jobs:jobs", "List, show, watch, cancel and retry jobs."),
+    "dead": ("dead:dead", "Show, replay and purge jobs that killed their workers."),
     "schedule": ("schedule:schedule", "List schedules, run them by hand, let them rest."),
     "queue": ("queue:queue", "Show what waits, what runs and who works."),
     "monitor": ("monitor:monitor", "Watch feeds for surges of bad news."),
@@ -53,8 +54,12 @@ Exit codes:
   3 invalid input           9 some rows of a batch failed
   4 no such task, plugin   10 a setting is wrong
   5 Redis is unreachable   11 the queue is full
+<<<<<<< HEAD
                            12 training failed, a gate was missed
                           130 interrupted
+=======
+130 interrupted            12 a job is not signed
+>>>>>>> ad2f7c3b5e657aa7352b9ed37b6dbbf3ba02d8cc
 """
 
 

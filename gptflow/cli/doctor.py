@@ -152,7 +152,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     if settings.broker_url == "memory://":
         yield Finding("redis", "warning", "memory:// is one process's own", "gptflow up")
         return
-    from gptflow.queue.health import inspect_server
+    from gptflow.queue.health import APPEND_ONLY, NO_EVICTION, inspect_server
 
     server = inspect_server(settings)
     yield Finding("redis", "ok", f"{server.description}, {server.round_trip_ms:.1f} ms")
@@ -161,14 +161,14 @@ def _redis(settings: Settings) -> Iterator[Finding]:
             "redis eviction",
             "error",
             f"maxmemory-policy is {server.eviction}: jobs can vanish",
-            "redis-cli config set maxmemory-policy noeviction",
+            NO_EVICTION,
         )
     if not server.append_only:
         yield Finding(
             "redis persistence",
             "warning",
             "appendonly is off: a restart loses what is queued",
-            "redis-cli config set appendonly yes",
+            APPEND_ONLY,
         )
     skew = abs(server.time - time.time())
     if skew > 2:

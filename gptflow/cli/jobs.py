@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, get_args
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -15,23 +16,30 @@ from gptflow.cli.session import (
     Session,
     exit_code,
     json_option,
+    note,
     print_json,
     print_table,
+    progress,
+    time_text,
 )
-from gptflow.errors import JobNotFound, JobTimeout
-from gptflow.result import State
+from gptflow.errors import InvalidInput, JobNotFound, JobTimeout
+from gptflow.result import TERMINAL, State
 
 if TYPE_CHECKING:
     from gptflow.client import Client
     from gptflow.transport import BatchRecord, JobRecord
 
+Record = TypeVar("Record", "JobRecord", "BatchRecord")
 
 _TIMES = ("submitted", "started", "finished")
 
+_PAUSE = 0.2
+"""Seconds between two looks at what is watched."""
 
-@click.group(short_help="List, show and cancel jobs.")
+
+@click.group(short_help="List, show, watch, cancel and retry jobs.")
 def jobs() -> None:
-    """List, show and cancel jobs."""
+    """List, show, watch, cancel and retry jobs."""
 
 
 @jobs.command("list")
@@ -49,7 +57,7 @@ def list_(session: Session, state: State | None, limit: int, as_json: bool) -> N
     print_table(
         ("id", "task", "state", "batch", "items", "submitted", "seconds"),
         (
-            (r.id, r.task, r.state, r.batch, r.items, _time(r.submitted), _seconds(r))
+            (r.id, r.task, r.state, r.batch, r.items, time_text(r.submitted), _seconds(r))
             for r in records
         ),
         empty=f"There are no{f' {state}' if state else ''} jobs. "
@@ -69,7 +77,7 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
     if as_json:
         print_json(fields)
     else:
-        times = {name: _time(fields.get(name)) for name in _TIMES if name in fields}
+        times = {name: time_text(fields.get(name)) for name in _TIMES if name in fields}
         text = json.dumps(fields.pop("result", None), ensure_ascii=False, indent=2)
         shown = fields | times | ({"result": text} if result else {})
         print_table(("field", "value"), shown.items())
@@ -80,9 +88,10 @@ def show(session: Session, job_id: str, as_json: bool) -> None:
 @click.option("--timeout", type=SECONDS, help="Seconds to wait.")
 @click.pass_obj
 def result(session: Session, job_id: str, timeout: float | None) -> int:
-    """Wait for a job and print its result as JSON; a batch's, one line a row.
+    """Wait for a job and print its result as JSON.
 
-    The exit code is that of the job's error, and 9 where rows of a batch failed.
+    A batch's is one line a row. The exit code is that of the job's error, and 9 where rows of a
+    batch failed.
     """
     with session.client(needs_queue=True) as client:
         if not job_id.startswith("batch_"):
@@ -106,6 +115,107 @@ def cancel(session: Session, job_id: str) -> int:
     return 0 if stopped else 8
 
 
+@jobs.command()
+@click.argument("job_id")
+@click.option("--timeout", type=SECONDS, help="Seconds to watch.")
+@json_option
+@click.pass_obj
+def watch(session: Session, job_id: str, timeout: float | None, as_json: bool) -> int:
+    """Follow a job or a batch until it ends.
+
+    A job has a line for each thing that happens to it, a batch its progress; with --json, the
+    record as it is after each change. The exit code is as for `result`.
+    """
+    with session.client(needs_queue=True) as client:
+        if job_id.startswith("batch_"):
+            return _watch_batch(client, job_id, timeout, as_json)
+        for record in _changes(lambda: client.transport.job(job_id), _job_ended, timeout):
+            click.echo(json.dumps(dataclasses.asdict(record)) if as_json else _line(record))
+        return exit_code(client.job(job_id).wait(_PAUSE))
+
+
+@jobs.command()
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
+@json_option
+@click.pass_obj
+def retry(session: Session, job_ids: tuple[str, ...], as_json: bool) -> int:
+    """Run failed, expired or dead jobs once more.
+
+    They start as if they had never run, without a deadline. Exit code 8 if one of them has not
+    failed. The rows of a batch are tried again by submitting them again.
+    """
+    with session.client(needs_queue=True) as client:
+        for job_id in job_ids:
+            if job_id.startswith("batch_"):
+                raise InvalidInput(
+                    f"{job_id} is a batch, and only jobs can be tried again.",
+                    hint="Submit the rows again that failed.",
+                )
+        retried = {job_id: client.transport.revive(job_id) for job_id in job_ids}
+    if as_json:
+        print_json({"retried": [job for job, done in retried.items() if done]})
+    for job_id, done in retried.items():
+        if not done:
+            note(f"{job_id} cannot be tried again: it has not failed, or carries rows of a batch.")
+        elif not as_json:
+            click.echo(f"{job_id} is queued again.")
+    return 0 if all(retried.values()) else 8
+
+
+def _watch_batch(client: Client, batch_id: str, timeout: float | None, as_json: bool) -> int:
+    record = client.transport.batch(batch_id)
+    changes = _changes(lambda: client.transport.batch(batch_id), _batch_ended, timeout)
+    if as_json:
+        for record in changes:
+            click.echo(json.dumps(dataclasses.asdict(record)))
+    else:
+        with progress("Batch", record.total if record.sealed else None) as update:
+            for record in changes:
+                update(record.done + record.failed)
+        note(f"{record.total} rows: {record.done} done, {record.failed} failed.")
+    return PARTIAL if record.failed else 0
+
+
+def _changes(
+    look: Callable[[], Record], ended: Callable[[Record], bool], timeout: float | None
+) -> Iterator[Record]:
+    """A record as it is now, and again whenever it has changed, until it has ended.
+
+    Raises:
+        JobTimeout: it did not end in time.
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    last = look()
+    yield last
+    while not ended(last):
+        if until is not None and time.monotonic() >= until:
+            raise JobTimeout(f"{last.id} did not end within {timeout:g} seconds; it goes on.")
+        time.sleep(_PAUSE)
+        record = look()
+        if record != last:
+            last = record
+            yield record
+
+
+def _job_ended(record: JobRecord) -> bool:
+    return record.state in TERMINAL
+
+
+def _batch_ended(record: BatchRecord) -> bool:
+    return record.finished
+
+
+def _line(record: JobRecord) -> str:
+    words = [time_text(record.finished or time.time()), record.state]
+    if record.state == "running":
+        words.append(f"on {record.worker}")
+    if record.attempt > 1:
+        words.append(f"attempt {record.attempt}")
+    if record.crashes:
+        words.append(f"{record.crashes} crash{'es' if record.crashes > 1 else ''} so far")
+    return "  ".join(words)
+
+
 def _look_up(client: Client, job_id: str) -> tuple[JobRecord | BatchRecord, dict[str, Any] | None]:
     if job_id.startswith("batch_"):
         return client.transport.batch(job_id), None
@@ -114,12 +224,6 @@ def _look_up(client: Client, job_id: str) -> tuple[JobRecord | BatchRecord, dict
         return record, client.transport.result(job_id, 0).as_dict()
     except (JobTimeout, JobNotFound):
         return record, None
-
-
-def _time(moment: float | None) -> str:
-    if moment is None:
-        return ""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _seconds(record: JobRecord) -> str:

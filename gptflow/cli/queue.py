@@ -1,4 +1,4 @@
-"""`gptflow queue`: how the queue and its workers are doing."""
+"""`gptflow queue`: how the queue and its workers are doing, and who may do what there."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ def show(session: Session, as_json: bool) -> None:
     )
     if overview.dead:
         note("`gptflow dead list` shows the dead jobs.")
+
+
+@queue.command()
+@click.argument("role", type=click.Choice(["caller", "worker", "operator"]))
+@click.pass_obj
+def acl(session: Session, role: str) -> None:
+    """Print what a ROLE may do on the server, for its ACL file or `ACL SETUSER`.
+
+    \b
+    echo "user caller on >$PASSWORD $(gptflow queue acl caller)" >> users.acl
+    """
+    from gptflow.queue.acl import rules
+
+    click.echo(rules(role, session.settings().app))  # type: ignore[arg-type]
 
 
 def look(settings: Settings) -> Overview:

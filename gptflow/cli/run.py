@@ -58,6 +58,9 @@ def run(
         except KeyboardInterrupt:
             job.cancel()
             raise click.Abort from None
+        except TaskNotFound:
+            session.note_stale_worker(task)
+            raise
     if result.error is not None and result.error.code == TaskNotFound.code:
         session.note_stale_worker(task)
     if as_json:
@@ -78,13 +81,20 @@ def run(
 def _print_stream(job: Job, timeout: float) -> bool:
     """Print the text as it is decoded; whether there was any."""
     streamed = False
-    for event in job.events(timeout=timeout):
-        if event.kind == "delta" and event.sample == 0:
-            click.echo(event.text, nl=False)
+
+    def begin_again() -> None:
+        # What is printed stays; the text that counts follows on a line of its own.
+        click.echo()
+        note("The job was run once more; its text starts again:")
+
+    try:
+        for piece in job.stream(timeout, on_reset=begin_again):
+            click.echo(piece, nl=False)
             sys.stdout.flush()
             streamed = True
-    if streamed:
-        click.echo()
+    finally:
+        if streamed:
+            click.echo()
     return streamed
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,13 @@ def console(*, stderr: bool = False) -> Console:
 def note(message: str) -> None:
     """A line for the person at the terminal; standard output stays the answer's."""
     click.echo(message, err=True)
+
+
+def time_text(moment: float | None) -> str:
+    """A Unix time as people read it, in UTC; empty where there is none."""
+    if moment is None:
+        return ""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def print_json(value: Any) -> None:

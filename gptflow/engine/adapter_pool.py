@@ -46,6 +46,8 @@ class _Entry:
 class Lease:
     """An adapter for one request: the version that its alias stood for when the request came.
 
+    The engine's thread begins and pauses; whichever thread settles the future ends.
+
     Attributes:
         info: which one.
         lora: key of its LoRA weights, or empty.
@@ -58,8 +60,10 @@ class Lease:
         self.heads: Mapping[str, LinearHead] = {}
         self._pool = pool
         self._entry = entry
+        self._lock = threading.Lock()  # guards what follows
         self._running = 0
         self._ended = False
+        self._counted = False  # among the adapter's users
         entry.leases.add(self)
 
     def again(self) -> Lease:
@@ -73,23 +77,31 @@ class Lease:
             AdapterCorrupt: they had been dropped, and the files are no longer what they were.
             AdapterMemoryFull: those that others run with leave no room yet.
         """
-        adapter = self._pool.hold(self._entry, first=not (self._running or self._ended))
-        self._running += 1
+        adapter = self._pool.hold(self._entry)  # which takes time if it is read from disk
+        with self._lock:
+            self._running += 1
+            twice, self._counted = self._counted or self._ended, not self._ended
+        if twice:
+            self._pool.let_go(self._entry)
         self.heads = adapter.heads
         return adapter.lora
 
     def pause(self) -> None:
         """A sequence that had begun runs no more, for now at least."""
-        self._running -= 1
-        if self._running == 0 and not self._ended:
+        with self._lock:
+            self._running -= 1
+            over = self._counted and not self._running
+            self._counted &= not over
+        if over:
             self._pool.let_go(self._entry)
 
     def end(self) -> None:
         """The request has its answer, or never will."""
-        if not self._ended:
+        with self._lock:
             self._ended = True
-            if self._running:
-                self._pool.let_go(self._entry)
+            over, self._counted = self._counted, False
+        if over:
+            self._pool.let_go(self._entry)
 
 
 class AdapterPool:
@@ -157,7 +169,7 @@ class AdapterPool:
             raise AdapterTooLarge(
                 f"Adapter {alias!r} takes {adapter.nbytes} bytes; all adapters together may "
                 f"take {self._limit}.",
-                hint="Raise adapter_bytes.",
+                hint="Raise adapter_bytes (GPTFLOW_ADAPTER_BYTES).",
             )
         lora = adapter.lora
         info = AdapterInfo(
@@ -216,16 +228,12 @@ class AdapterPool:
                 log.debug("adapter %s is read when its request begins", alias)
         return lease
 
-    def hold(self, entry: _Entry, *, first: bool) -> Adapter:
-        """Have an adapter in memory; see `Lease.begin`.
-
-        Args:
-            first: count one more that uses it.
-        """
+    def hold(self, entry: _Entry) -> Adapter:
+        """Have an adapter in memory and count one more that uses it; see `Lease.begin`."""
         while True:
             with self._lock:
                 if entry.adapter is not None:
-                    entry.users += first
+                    entry.users += 1
                     entry.used = next(self._clock)
                     return entry.adapter
             self._reload(entry)

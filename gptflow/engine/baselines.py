@@ -65,7 +65,8 @@ class Baselines:
         del scoring.owners[pending]
         if not scoring.owners and scoring.ticket is not None:
             self._scheduler.remove(scoring)
-            self._scorings.pop(pending.baseline, None)
+            if self._scorings.get(pending.baseline) is scoring:  # and no later one
+                del self._scorings[pending.baseline]
 
     def retire(self, lora: str) -> None:
         """Drop what was computed with some LoRA weights."""

@@ -58,6 +58,12 @@ class Constraint:
             self.advance(tokens)
         return tokens
 
+    def begin(self) -> None:
+        """See whether there is a beginning at all."""
+        self.forced()
+        if not self.complete:
+            self.mask()
+
     @contextlib.contextmanager
     def _checked(self) -> Iterator[None]:
         try:
@@ -68,7 +74,9 @@ class Constraint:
             name = type(error).__name__
             raise EngineError(f"The grammar failed while decoding: {name}.") from error
         if self._matcher.is_error():
-            raise EngineError(f"The grammar failed while decoding: {self._matcher.get_error()}.")
+            # No more than that: the matcher's own words quote the answer.
+            reason = self._matcher.stop_reason()
+            raise EngineError(f"The grammar failed while decoding: {reason}.")
 
 
 class Grammars:
@@ -89,7 +97,7 @@ class Grammars:
         """
         try:
             key = json.dumps(schema)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidGrammar(f"The schema is not JSON: {error}.") from None
         with self._lock:
             compiled = self._compiled.get(key)
@@ -106,6 +114,8 @@ class Grammars:
                 with self._lock:
                     if self._compiled.get(key) is compiled:
                         del self._compiled[key]
+                if not isinstance(error, Exception):  # others were not interrupted
+                    error = EngineError("The grammar was not compiled; try again.")
                 compiled.set_exception(error)
                 raise
         return Constraint(compiled.result().deep_copy(), self._vocabulary.size)
@@ -129,6 +139,15 @@ class Grammars:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         except ValueError as error:
             raise InvalidGrammar(f"The schema cannot be enforced: {error}.") from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic, as above
+            name = type(error).__name__
+            raise EngineError(f"The schema could not be compiled: {name}.") from error
         if matcher.is_error():
             raise InvalidGrammar(f"The schema cannot be enforced: {matcher.get_error()}.")
+        try:
+            Constraint(matcher.deep_copy(), self._vocabulary.size).begin()
+        except EngineError as error:  # such as a reference to itself
+            raise InvalidGrammar("No value fits the schema.") from error
         return matcher

@@ -52,6 +52,9 @@ class Detokenizer:
             end = self._whole(after) if end - self._done >= _HELD else self._done
             after = self._decode(self._tokens[self._context : end])
         if end > self._done:
+            if not after.startswith(before):
+                # Some decoders take a run of bytes as broken as a whole: what was whole stays so.
+                before, after = "", self._decode(self._tokens[self._done : end])
             self.text += after[len(before) :]
             self._context, self._done = self._done, end
         return self._emit(len(self.text) if final else self._certain())

@@ -62,6 +62,7 @@ def load(
     threads: int | None = None,
     kv_bytes: int | None = None,
     adapter_bytes: int = 512 << 20,
+    prefix_bytes: int = 256 << 20,
     model_id: str | None = None,
     sha256: str | None = None,
 ) -> TorchEngine:
@@ -78,6 +79,7 @@ def load(
         threads: of the CPU; None leaves torch's own choice.
         kv_bytes: most memory for keys and values; see `TorchEngine`.
         adapter_bytes: weights of adapters to hold; idle ones give way to others.
+        prefix_bytes: keys and values of prompts' beginnings to keep.
         model_id: what the model is called; by default the folder's name.
         sha256: over the weight files; computed if not given.
 
@@ -129,6 +131,7 @@ def load(
         kv_bytes=kv_bytes,
         lora=lora,
         adapter_bytes=adapter_bytes,
+        prefix_bytes=prefix_bytes,
     )
 
 

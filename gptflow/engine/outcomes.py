@@ -63,6 +63,7 @@ class Outcomes:
         if isinstance(sequence, Scoring | Readout) and sequence.spoiled:
             raise EngineError("The model's output for this request is not a number.")
         self._scheduler.remove(sequence)
+        sequence.adapter = None  # the scores of a baseline are kept, and need it no more
         self._statistics.ended(sequence)
         for pending in sequence.owners:
             pending.open -= 1

@@ -148,7 +148,9 @@ class Preparer:
 
         def answer(_: Scoring | None) -> Raw:
             return Generated(
-                continuations=tuple(s.continuation(self._text(s)) for s in samples),
+                continuations=tuple(
+                    s.continuation(self._text(s), logprobs=head.logprobs) for s in samples
+                ),
                 usage=_usage(samples[0], out=sum(len(s.output) for s in samples)),
             )
 

@@ -172,7 +172,7 @@ class Decoding(Sequence):
         self.first_token_at: float | None = None
         self.siblings: list[Decoding] = []
         self._end_ids = end_ids
-        self._logprob = 0.0
+        self._logprobs: list[float] = []
         self._text: list[str] = []
         self._generator = torch.Generator()
         self._generator.manual_seed(hash((seed, sample)) & (2**63 - 1))
@@ -194,7 +194,7 @@ class Decoding(Sequence):
         if token in self._end_ids:
             self._end("stop")
             return
-        self._logprob += logprob
+        self._logprobs.append(logprob)
         self._append(token)
 
     def _append(self, token: int) -> None:
@@ -225,12 +225,13 @@ class Decoding(Sequence):
         self._text.clear()
         return text
 
-    def continuation(self, text: str) -> Continuation:
+    def continuation(self, text: str, *, logprobs: bool = False) -> Continuation:
         """The continuation, `text` being that of its tokens."""
         return Continuation(
             text=text if self.detokenizer is None else self.detokenizer.text,
             tokens=tuple(self.output),
-            mean_logprob=self._logprob / max(len(self.output), 1),
+            mean_logprob=sum(self._logprobs) / max(len(self.output), 1),
+            logprobs=tuple(self._logprobs) if logprobs else (),
             finish=self.finish or "length",
         )
 

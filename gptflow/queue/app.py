@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -10,9 +11,11 @@ from kombu import Exchange, Queue
 
 from gptflow.config import Settings
 from gptflow.errors import ConfigError, GPTFlowError, JobFailed
-from gptflow.queue.connection import for_kombu
+from gptflow.queue.connection import for_kombu, tls_options
 from gptflow.queue.keys import CLASSES, Keys, queue_name
 from gptflow.queue.message import TASK
+from gptflow.queue.run_task import RunTask
+from gptflow.queue.transport import RedisTransport
 from gptflow.result import Result
 
 if TYPE_CHECKING:
@@ -27,11 +30,31 @@ class App(Celery):
     """
 
     amqp_cls = "gptflow.queue.broker:BrokerAMQP"
+    backend_cls = "gptflow.queue.backend:LedgerBackend"
+    control_cls = "gptflow.queue.revoking:LedgerControl"
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         self.settings = settings
         self.engine_pool: EnginePool | None = None
+        self._transport: RedisTransport | None = None
+        self._opening = threading.Lock()
         super().__init__("gptflow", **options)
+
+    @property
+    def transport(self) -> RedisTransport:
+        """The ledger, as callers use it."""
+        with self._opening:
+            if self._transport is None:
+                self._transport = RedisTransport(self.settings)
+            return self._transport
+
+    def close(self) -> None:
+        """Give back connections."""
+        with self._opening:
+            if self._transport is not None:
+                self._transport.close()
+                self._transport = None
+        super().close()
 
 
 def make_app(settings: Settings) -> App:
@@ -56,6 +79,7 @@ def make_app(settings: Settings) -> App:
         # Results are in the records; an early acknowledgement is in order because whether a
         # job still has to be run is there, too.
         task_ignore_result=True,
+        result_backend_thread_safe=True,
         task_acks_late=False,
         task_queues=[_queue(queue_name(job_class)) for job_class in CLASSES],
         task_default_queue=queue_name("standard"),
@@ -86,13 +110,19 @@ def make_app(settings: Settings) -> App:
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "health_check_interval": 5,
-            "socket_timeout": 10,
+            # A worker that is told to stop waits for as long where the server is silent.
+            "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
+            "max_message": 2 * settings.max_payload + (1 << 16),
         },
     )
+    if tls := tls_options(settings):
+        app.conf.broker_use_ssl = tls
     app.steps["consumer"].add("gptflow.queue.consumer:Gate")
-    app.task(name=TASK, bind=True, throws=(GPTFlowError,), ignore_result=True)(_run)
+    app.task(
+        name=TASK, bind=True, shared=False, base=RunTask, throws=(GPTFlowError,), ignore_result=True
+    )(_run)
     return app
 
 
@@ -101,11 +131,13 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name), routing_key=name)
 
 
-def _run(self: Any, message: Any) -> None:
+def _run(self: Any, message: Any, signature: Any = None) -> None:
     """Run one job. A failure is recorded already; raising it shows it to Celery's tools.
 
     Args:
-        message: the id of a job in the ledger, or an envelope that has no record yet.
+        message: the id of a job in the ledger, or an envelope that has no record yet: the object,
+            or its JSON, where it is signed.
+        signature: of the envelope.
     """
     app: App = self.app
     if app.engine_pool is None:
@@ -113,7 +145,7 @@ def _run(self: Any, message: Any) -> None:
             "This Celery worker has no engine.",
             hint="Start it with `gptflow worker`, or with the pool that the application names.",
         )
-    result, stopped = app.engine_pool.run_here(message)
+    result, stopped = app.engine_pool.run_here(message, signature)
     if stopped:
         raise Ignore  # Celery knows already, and its record of why must stand
     if result is not None and not result.ok:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from gptflow.errors import GPTFlowError
 from gptflow.queue.scripts import Call
 
 _MOST = 256
@@ -68,7 +67,7 @@ class Batcher:
     def _make(self, taken: Sequence[tuple[Call, Future[Any]]]) -> None:
         try:
             replies = self._run_all([call for call, _ in taken])
-        except (GPTFlowError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is: they wait, and more will come
             for _, future in taken:
                 future.set_exception(error)
             return

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from gptflow.config import Settings
 from gptflow.errors import BrokerUnavailable, ConfigError
+
+CONNECTIONS = 10_000
+"""Each thread that waits or reads a stream has one; redis-py refuses the 101st by default."""
 
 CONNECT_TIMEOUT = 2.0
 SOCKET_TIMEOUT = 4.0
 """Seconds. Together with one retry of a refused connection, nothing blocks for 5 seconds."""
 
 
-def open_client(url: str) -> redis.Redis:
+def open_client(url: str, tls: Mapping[str, Any] | None = None) -> redis.Redis:
     """A thread-safe client of the server at `url`; nothing is sent yet.
+
+    Args:
+        tls: as `tls_options` gives them.
 
     Raises:
         ConfigError: the URL is malformed.
@@ -30,11 +38,44 @@ def open_client(url: str) -> redis.Redis:
             url,
             socket_timeout=SOCKET_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
+            max_connections=CONNECTIONS,
             retry=retry,
             decode_responses=True,
+            **(tls or {}),
         )
     except ValueError as error:
         raise ConfigError(f"The Redis URL {redact(url)} is malformed: {error}.") from None
+
+
+def tls_options(settings: Settings) -> dict[str, Any]:
+    """How to check a server that is reached by TLS, as redis-py and kombu take it.
+
+    Empty where the URL is not of TLS.
+
+    Raises:
+        ConfigError: a file is not there, or one of two is missing.
+    """
+    if urlsplit(settings.broker_url or "").scheme != "rediss":
+        return {}
+    files = {name: getattr(settings, name) for name in ("tls_ca", "tls_certificate", "tls_key")}
+    for name, path in files.items():
+        if path is not None and not path.is_file():
+            raise ConfigError(
+                f"There is no file {path}, which the setting {name} names.",
+                hint=f"Correct GPTFLOW_{name.upper()}.",
+            )
+    if (files["tls_certificate"] is None) != (files["tls_key"] is None):
+        raise ConfigError("The settings tls_certificate and tls_key go together.")
+    given = {
+        "ssl_ca_certs": files["tls_ca"],
+        "ssl_certfile": files["tls_certificate"],
+        "ssl_keyfile": files["tls_key"],
+    }
+    return {
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": settings.tls_check_hostname,
+        **{name: str(path) for name, path in given.items() if path is not None},
+    }
 
 
 def redact(url: str) -> str:
@@ -75,6 +116,11 @@ def reported(url: str) -> Iterator[None]:
         raise BrokerUnavailable(
             f"Redis at {redact(url)} does not answer: {_reason(error)}.",
             hint="Check GPTFLOW_REDIS_URL, or start everything with `gptflow up`.",
+        ) from None
+    except redis.exceptions.NoPermissionError as error:
+        raise BrokerUnavailable(
+            f"The user of {redact(url)} may not do this: {error}.",
+            hint="docs/security.md has the rights of callers, workers and operators.",
         ) from None
     except redis.ResponseError as error:
         raise BrokerUnavailable(f"Redis at {redact(url)} refused a command: {error}.") from None

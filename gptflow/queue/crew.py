@@ -20,6 +20,8 @@ from gptflow.plugins import Registry
 from gptflow.queue.adapters import AdapterFollower
 from gptflow.queue.dispatcher import Dispatcher
 from gptflow.queue.feeder import Feeder
+from gptflow.queue.follow import Follower
+from gptflow.queue.health import require_keeping
 from gptflow.queue.instruments import Instruments
 from gptflow.queue.presence import Presence
 from gptflow.queue.probes import Pulse, Vitals
@@ -65,7 +67,7 @@ class Crew:
         registry.require_all()
         self._transport = RedisTransport(settings)
         store = self._transport.store
-        store.ping()
+        require_keeping(store)
         self.ledger = RedisLedger(store, lease=settings.lease, dead_ttl=settings.dead_ttl)
         self.ledger.set_policy(settings)
         spans = Spans.of(settings, registry)
@@ -92,8 +94,13 @@ class Crew:
             self.runtime.close()
             self.engine.close()
             raise
+        follower = Follower(self.ledger, self._transport, settings)
         self.dispatcher = Dispatcher(
-            self.runtime, self.ledger, settings=settings, name=self.record.name
+            self.runtime,
+            self.ledger,
+            settings=settings,
+            name=self.record.name,
+            follower=follower,
         )
         self.feeder = Feeder(
             self.ledger,
@@ -114,6 +121,7 @@ class Crew:
             lease=settings.lease,
             wake=self.feeder.wake,
             on_engine_stopped=give_up,
+            go_on=follower.sweep,
         )
         self._watchdog = Watchdog(self.engine.stats, seconds=settings.watchdog)
         if self._instruments is not None:
@@ -140,6 +148,10 @@ class Crew:
         if self.stopping or self.runtime.alone.is_set() or not self.engine.healthy:
             return 0
         return self.runtime.room
+
+    def save_log(self) -> None:
+        """Keep what this worker has logged, for when it dies of what comes next."""
+        self._presence.save_log()
 
     def take_no_more(self) -> None:
         """Take no job any more; what runs goes on."""

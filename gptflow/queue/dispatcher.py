@@ -5,20 +5,18 @@ Each message has a thread that waits here; the jobs themselves share the runtime
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-import json
 import logging
+import math
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptflow.config import Settings
 from gptflow.envelope import Envelope, Item
@@ -30,22 +28,25 @@ from gptflow.errors import (
     JobDead,
     JobFailed,
     JobTimeout,
+    UntrustedMessage,
     from_info,
 )
-from gptflow.queue import payload, records
+from gptflow.queue import records
 from gptflow.queue.deltas import DeltaWriter
 from gptflow.queue.handle import Handle
 from gptflow.queue.ledger import Claim, Ledger
+from gptflow.queue.reader import Reader, is_id, names_of
 from gptflow.queue.records import Ending
 from gptflow.queue.runtime import Ended, Runtime
 from gptflow.queue.tallies import UNKNOWN, Tallies
 from gptflow.result import Result
 
+if TYPE_CHECKING:
+    from gptflow.queue.follow import Follower
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_ITEMS = TypeAdapter(tuple[Item, ...])
 
 _PATIENCE = 60.0
 """Seconds for which a record is kept in memory while Redis does not answer."""
@@ -63,22 +64,34 @@ class Dispatcher:
 
     Args:
         name: of the worker, for the records.
+        follower: goes on with what follows a job; without it, nothing does.
 
     Attributes:
         tallies: what has ended here.
     """
 
-    def __init__(self, runtime: Runtime, ledger: Ledger, *, settings: Settings, name: str) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        ledger: Ledger,
+        *,
+        settings: Settings,
+        name: str,
+        follower: Follower | None = None,
+    ) -> None:
         self.name = name
         self.tallies = Tallies()
+        self._follower = follower
         self._runtime = runtime
         self._ledger = ledger
+        self._reader = Reader(settings, self._load)
         self._settings = settings
         self._deltas = DeltaWriter(ledger)
         self._running: dict[str, Handle] = {}
         self._claims: dict[str, Claim] = {}
         self._lock = threading.Lock()  # guards the two
         self._stopping = threading.Event()
+        self._until = math.inf
 
     def claims(self) -> list[Claim]:
         """What is claimed at this moment."""
@@ -90,35 +103,45 @@ class Dispatcher:
         with self._lock:
             return list(self._running)
 
-    def stop(self, job_id: str, reason: GPTFlowError) -> bool:
-        """Stop a job that runs here. False if it does not."""
+    def stop(self, job_id: str, reason: GPTFlowError, *, claim: Claim | None = None) -> bool:
+        """Stop a job that runs here. False if it does not.
+
+        Args:
+            claim: only if it runs under this one.
+        """
         with self._lock:
             handle = self._running.get(job_id)
-        if handle is not None:
-            handle.stop(reason)
-        return handle is not None
+            if claim is not None and self._claims.get(job_id) != claim:
+                return False  # it was given back, and has come here again
+        return handle is not None and handle.stop(reason)
+
+    def hurry(self, seconds: float) -> None:
+        """Wait for a Redis that does not answer no longer than this from now on.
+
+        What cannot be recorded by then is left to its lease, and others run it again.
+        """
+        self._until = min(self._until, time.monotonic() + seconds)
 
     def close(self) -> None:
         """Wait no longer for a Redis that does not answer. Everything must have ended."""
         self._stopping.set()
         self._deltas.close()
 
-    def run(self, message: Any, handle: Handle) -> Result | None:
+    def run(self, message: Any, handle: Handle, signature: Any = None) -> Result | None:
         """Run a message to its end and record it. Blocks; errors are in the record.
 
         Args:
-            message: a job's id, or a whole envelope that nobody has recorded yet.
+            message: a job's id, or a whole envelope that nobody has recorded yet: the object,
+                or its JSON, as it was signed.
+            signature: of the envelope.
 
         Returns:
             How it ended, where that was recorded; None where there was nothing to do, or where
             it will be run again.
         """
-        try:
-            job_id = message if isinstance(message, str) else self._adopt(message)
-        except InvalidInput as error:
-            return self._refuse(message, error)
-        if job_id is None:
-            return None
+        job_id = message if is_id(message) else self.take_in(message, signature)
+        if not isinstance(job_id, str):
+            return job_id
         # Before the claim: a cancellation that comes right after it must find somebody.
         with self._lock:
             if self._running.setdefault(job_id, handle) is not handle:
@@ -133,17 +156,20 @@ class Dispatcher:
                 del self._running[job_id]
                 self._claims.pop(job_id, None)
 
-    def turn_away(self, message: Any) -> None:
-        """Leave a job to other workers whose message has come here. Blocks."""
+    def take_in(self, message: Any, signature: Any = None) -> str | Result | None:
+        """As `adopt`; what cannot be understood is refused on record. Returns that record."""
         try:
-            job_id = message if isinstance(message, str) else self._adopt(message)
-        except InvalidInput as error:
-            self._refuse(message, error)
-            return
-        if job_id is not None:
+            return self.adopt(message, signature)
+        except (InvalidInput, UntrustedMessage) as error:
+            return self._refuse(message, error)
+
+    def turn_away(self, message: Any, signature: Any = None) -> None:
+        """Leave a job to other workers whose message has come here. Blocks."""
+        job_id = message if is_id(message) else self.take_in(message, signature)
+        if isinstance(job_id, str):
             self._persist(partial(self._ledger.give_up, job_id))
 
-    def _adopt(self, message: Any) -> str | None:
+    def adopt(self, message: Any, signature: Any = None) -> str | None:
         """Record a job that was sent without a record.
 
         Returns:
@@ -151,11 +177,10 @@ class Dispatcher:
 
         Raises:
             InvalidInput: the message is no envelope, or too large.
+            UntrustedMessage: it is not signed, and this worker asks for that.
         """
-        envelope = Envelope.from_wire(message)
-        limit = self._settings.max_payload
-        # However large, it has come already, and stays in one piece; too large, it is refused.
-        packed = payload.pack(envelope, reference="", inline=sys.maxsize, limit=limit)
+        packed = self._reader.read_message(message, signature)
+        envelope = packed.envelope
         job_id = self._persist(partial(self._ledger.adopt, packed))
         if job_id is None:
             logger.info("Job %s is dropped: its key was used before.", envelope.id)
@@ -163,14 +188,20 @@ class Dispatcher:
             return None  # its doorbell will come
         return job_id
 
-    def _refuse(self, message: Any, error: InvalidInput) -> Result:
+    def _refuse(self, message: Any, error: GPTFlowError) -> Result:
         """Record a message that cannot be understood, as far as it says what it is."""
-        known = message if isinstance(message, dict) else {}
-        job_id, task = str(known.get("id")), str(known.get("task"))
-        logger.error("Job %.80s of task %.80s is refused: %s", job_id, task, error.message)
+        job_id, task = names_of(message)
+        logger.error(
+            "Job %.80s of task %.80s is refused: [%s] %s", job_id, task, error.code, error.message
+        )
         result = Result.failure(job_id, task, error)
-        self._persist(partial(self._ledger.refuse, result))
+        self._persist(partial(self._ledger.refuse, result, code=error.code))
         return result
+
+    def refuse(self, job_id: str, task: str, error: GPTFlowError) -> None:
+        """Record a message that did not come as far as to be run."""
+        result = Result.failure(job_id, task, error)
+        self._persist(partial(self._ledger.refuse, result, code=error.code))
 
     def _claim_and_run(self, job_id: str, handle: Handle) -> Result | None:
         claim = self._persist(partial(self._ledger.claim, job_id, self.name, handle.number))
@@ -181,9 +212,9 @@ class Dispatcher:
             self._claims[job_id] = claim
         started = time.time()
         try:
-            envelope = self._open(claim)
-        except InvalidInput as error:
-            logger.error("Job %s is refused: %s", job_id, error.message)
+            envelope = self._reader.open_claim(claim)
+        except (InvalidInput, UntrustedMessage) as error:
+            logger.error("Job %s is refused: [%s] %s", job_id, error.code, error.message)
             result = Result.failure(job_id, claim.task, error)
             self._persist(partial(self._ledger.finish, claim, Ending.of(result)))
             return result
@@ -196,8 +227,9 @@ class Dispatcher:
             return None
         queued = max(0.0, started - claim.submitted)
         timings = {"queued": queued, "running": time.time() - started, **ended.timings}
-        ending = Ending.of(dataclasses.replace(ended, timings=timings))
+        ending = self._ending(dataclasses.replace(ended, timings=timings))
         if self._persist(partial(self._ledger.finish, claim, ending)):
+            self._go_on(envelope, ending.result)
             if envelope.batch is None:
                 self._tally_end(envelope, [_outcome(ending.result)])
                 self._observe(envelope, ending.result)
@@ -215,26 +247,8 @@ class Dispatcher:
     def _plugin(self, envelope: Envelope) -> str:
         return self._runtime.registry.owners.get(envelope.task, UNKNOWN)
 
-    def _open(self, claim: Claim) -> Envelope:
-        """The envelope of a claimed job, with its input in it.
-
-        Raises:
-            InvalidInput: it is malformed, or its input is not where it says.
-        """
-        try:
-            envelope = Envelope.from_wire(json.loads(claim.wire))
-        except json.JSONDecodeError:
-            raise InvalidInput("The envelope is not JSON.") from None
-        if envelope.input_ref is None:
-            return envelope
-        value = json.loads(self._persist(partial(self._ledger.load_aside, envelope.input_ref)))
-        if envelope.batch is None:
-            return envelope.model_copy(update={"input": value, "input_ref": None})
-        try:
-            items = _ITEMS.validate_python(value)
-        except ValidationError:
-            raise InvalidInput("What the job refers to is not a batch's items.") from None
-        return envelope.model_copy(update={"items": items, "input_ref": None})
+    def _load(self, job_id: str, most: int) -> str:
+        return self._persist(partial(self._ledger.load_aside, job_id, most))
 
     def _run(self, envelope: Envelope, claim: Claim, handle: Handle) -> Result | None:
         if claim.late:
@@ -245,7 +259,7 @@ class Dispatcher:
 
     def _run_single(self, envelope: Envelope, claim: Claim, handle: Handle) -> Result:
         if envelope.stream and claim.fence > 1:
-            self._deltas.restart(claim)
+            self._persist(partial(self._deltas.restart, claim))
         on_delta = partial(self._deltas.add, claim) if envelope.stream else None
         future = self._runtime.start(envelope, handle, on_delta)
         try:
@@ -253,7 +267,9 @@ class Dispatcher:
         except CancelledError:
             result = Result.failure(envelope.id, envelope.task, _reason(handle))
         if envelope.stream:
-            self._deltas.flush()
+            # Before the end is recorded: nothing is added to the stream of a job that has ended.
+            with contextlib.suppress(BrokerUnavailable):
+                self._persist(partial(self._deltas.finish, claim))
         return result
 
     def _try_again(self, claim: Claim, result: Result, handle: Handle) -> bool:
@@ -362,7 +378,11 @@ class Dispatcher:
         if not items:
             return
         endings = {
-            item.index: Ending.of(dataclasses.replace(result, custom_id=item.custom_id))
+            item.index: self._ending(
+                dataclasses.replace(result, custom_id=item.custom_id)
+                if item.custom_id is not None
+                else result
+            )
             for item, result in pairs
         }
         record = partial(self._ledger.finish_items, str(envelope.batch), endings, claim)
@@ -392,6 +412,18 @@ class Dispatcher:
             self._end_items(envelope, envelope.items, error, claim)
         return dataclasses.replace(failure, state="expired")
 
+    def _ending(self, result: Result) -> Ending:
+        # Thrice the input's: what takes four bytes there may take twelve here, escaped.
+        return Ending.of(result, limit=3 * self._settings.max_payload)
+
+    def _go_on(self, envelope: Envelope, result: Result) -> None:
+        """Enqueue what follows a job. Whatever fails here, others will see to it."""
+        if self._follower is not None and (envelope.then or envelope.join):
+            try:
+                self._follower.follow(envelope, result)
+            except GPTFlowError as error:
+                logger.warning("What follows job %s has to wait: %s", envelope.id, error.message)
+
     def _observe(self, envelope: Envelope, result: Result) -> None:
         registry = self._runtime.registry
         if result.error is None:
@@ -411,10 +443,11 @@ class Dispatcher:
             try:
                 return call()
             except BrokerUnavailable as error:
-                if time.monotonic() > until or self._stopping.is_set():
+                left = min(until, self._until) - time.monotonic()
+                if left <= 0 or self._stopping.is_set():
                     raise
                 logger.warning("%s Trying again.", error.message)
-            self._stopping.wait(min(5.0, 0.2 * 2**attempt))
+            self._stopping.wait(min(5.0, 0.2 * 2**attempt, left))
         raise AssertionError("unreachable")
 
 

@@ -1,8 +1,8 @@
 """EmbeddedServer: a Valkey or Redis of one's own, for the demo, a laptop and the tests.
 
-It keeps an append-only file, never evicts, and listens on a Unix socket in a private folder;
-where that path would be too long, on a loopback port with a random password. It stops when
-the process that started it ends, however that ends.
+It never evicts, and keeps an append-only file where it is given a folder for its data. It listens
+on a Unix socket in a private folder; where that path would be too long, on a loopback port with a
+random password. It stops when the process that started it ends, however that ends.
 """
 
 from __future__ import annotations
@@ -170,8 +170,9 @@ class EmbeddedServer:
             f"dir {_quote(self._data)}",
             f"logfile {_quote(self._private / 'redis.log')}",
             "daemonize no",
-            "appendonly yes",
-            "appendfsync everysec",
+            # A file that goes when the server does is of no use to anybody, and a slow disk would
+            # hold up every reply for the seconds that writing it takes.
+            *(("appendonly yes", "appendfsync everysec") if self._given else ("appendonly no",)),
             'save ""',
             "maxmemory-policy noeviction",
         )

@@ -57,6 +57,8 @@ def load_engine(settings: Settings) -> Engine:
         slot_tokens=settings.slot_tokens,
         threads=settings.threads,
         kv_bytes=settings.kv_bytes,
+        adapter_bytes=settings.adapter_bytes,
+        prefix_bytes=settings.prefix_bytes,
         model_id=model.name,
         sha256=model.sha256,
     )

@@ -69,7 +69,8 @@ class Feeder:
 
     def wake(self) -> None:
         """Say that there are jobs, or that there is room again."""
-        self._some.set()
+        if not self._some.is_set():  # setting it takes a lock, and each row of a batch says so
+            self._some.set()
 
     def stop(self) -> None:
         """Take nothing more. What was rung for may still come."""

@@ -34,11 +34,10 @@ class Handle:
         if stopped is not None:
             future.cancel()
 
-    def stop(self, reason: GPTFlowError) -> None:
-        """Cancel what runs, wherever it is; the first reason stands."""
+    def stop(self, reason: GPTFlowError) -> bool:
+        """Cancel what runs, wherever it is; the first reason stands. False if it has ended."""
         with self._lock:
             if self.stopped is None:
                 self.stopped = reason
             future = self._future
-        if future is not None:
-            future.cancel()
+        return future is None or future.cancel()

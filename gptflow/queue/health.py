@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 
 from gptflow.config import Settings
+from gptflow.errors import ConfigError
+from gptflow.queue.redis_store import RedisStore
 from gptflow.queue.transport import open_store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,11 @@ class Server:
     time: float
 
 
+NO_EVICTION = "redis-cli config set maxmemory-policy noeviction"
+APPEND_ONLY = "redis-cli config set appendonly yes"
+"""What to type; the server's configuration file should say the same."""
+
+
 def inspect_server(settings: Settings) -> Server:
     """Ask the settings' server.
 
@@ -38,14 +48,23 @@ def inspect_server(settings: Settings) -> Server:
     """
     store = open_store(settings)
     try:
-        with store.reported():
-            client = store.client
-            server, memory = client.info("server"), client.info("memory")
-            persistence = client.info("persistence")
-            seconds, microseconds = client.time()
-        round_trip = min(_timed(store.ping) for _ in range(3))
+        return ask(store)
     finally:
         store.close()
+
+
+def ask(store: RedisStore) -> Server:
+    """Ask a store's server.
+
+    Raises:
+        BrokerUnavailable: it does not answer.
+    """
+    with store.reported():
+        client = store.client
+        server, memory = client.info("server"), client.info("memory")
+        persistence = client.info("persistence")
+        seconds, microseconds = client.time()
+    round_trip = min(_timed(store.ping) for _ in range(3))
     name = "Valkey" if "valkey_version" in server else "Redis"
     return Server(
         description=f"{name} {server.get('valkey_version') or server['redis_version']}",
@@ -54,6 +73,26 @@ def inspect_server(settings: Settings) -> Server:
         append_only=bool(persistence["aof_enabled"]),
         time=seconds + microseconds / 1e6,
     )
+
+
+def require_keeping(store: RedisStore) -> None:
+    """Refuse a server that may drop jobs, and warn of one that forgets them when it restarts.
+
+    Raises:
+        ConfigError: it evicts keys when its memory is full.
+        BrokerUnavailable: it does not answer.
+    """
+    server = ask(store)
+    if server.eviction != "noeviction":
+        raise ConfigError(
+            f"The Redis server's maxmemory-policy is {server.eviction}: it may drop jobs.",
+            hint=f"{NO_EVICTION}, and set it in its configuration file.",
+        )
+    if not server.append_only:
+        logger.warning(
+            "The Redis server keeps no append-only file: a restart loses what is queued (%s).",
+            APPEND_ONLY,
+        )
 
 
 def _timed(call: Callable[[], None]) -> float:

@@ -75,6 +75,20 @@ class Keys:
         return f"{self.prefix}journal"
 
     @property
+    def refused(self) -> str:
+        """Stream: the last messages that could not be read as jobs, and why; none of their text."""
+        return f"{self.prefix}refused"
+
+    @property
+    def outbox(self) -> str:
+        """Sorted set of ended jobs that others follow, until those are enqueued, by their end."""
+        return f"{self.prefix}outbox"
+
+    def group(self, group_id: str) -> str:
+        """Hash: the jobs of a group that have ended, by their place in it."""
+        return f"{self.prefix}group:{group_id}"
+
+    @property
     def workers(self) -> str:
         """Sorted set of worker names, by the time of their last sign of life."""
         return f"{self.prefix}workers"

@@ -34,6 +34,7 @@ class Claim:
         wire: the envelope as JSON.
         signature: of `wire`, where it was signed.
         at: the item that the last claim was marked with; see `Ledger.mark`.
+        revived: it was enqueued again by hand, so its envelope's deadline holds no more.
         late: its deadline has passed; all that is left is to say so.
     """
 
@@ -46,6 +47,7 @@ class Claim:
     wire: str = ""
     signature: str | None = None
     at: int | None = None
+    revived: bool = False
     late: bool = False
 
 
@@ -121,9 +123,20 @@ class Ledger(abc.ABC):
         """Add entries to streams, in order; those of claims that no longer count are dropped."""
 
     @abc.abstractmethod
-    def refuse(self, result: Result) -> None:
-        """Record the end of a job that cannot be understood, if there is a record of it."""
+    def refuse(self, result: Result, *, code: str = "") -> bool:
+        """Record the end of a job that was never accepted, unless there is a record of it.
+
+        Args:
+            code: of the error, for a message that cannot be read as a job.
+        """
 
     @abc.abstractmethod
-    def load_aside(self, reference: str) -> str:
-        """The JSON of an input that is kept aside. Raises `InvalidInput`."""
+    def load_aside(self, job_id: str, most: int) -> str:
+        """The JSON of a job's input that is kept aside.
+
+        Args:
+            most: characters that it may have.
+
+        Raises:
+            InvalidInput: there is none, or it is too long.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,9 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from gptflow.client import ITEMS_PER_MESSAGE
 from gptflow.context import Job
 from gptflow.envelope import Envelope, Item, new_id
+from gptflow.packing import Packer, estimate_tokens
 from gptflow.result import Result
 from gptflow.tracing import trace_context
 from gptflow.transport import BatchRecord, Transport
@@ -56,10 +57,12 @@ class Mapper:
         trace: dict[str, str],
     ) -> list[Result]:
         items = [Item(index=n, custom_id=str(n), input=value) for n, value in enumerate(inputs)]
+        packer: Packer[Item] = Packer()
+        messages = [packer.add(item, estimate_tokens(_text(item))) for item in items]
         chunks = [
             Envelope(
                 task=task,
-                items=tuple(items[start : start + ITEMS_PER_MESSAGE]),
+                items=tuple(message),
                 batch=batch_id,
                 tenant=parent.tenant,
                 job_class="batch",
@@ -67,9 +70,14 @@ class Mapper:
                 deadline=parent.deadline,
                 trace=trace,
             )
-            for start in range(0, len(items), ITEMS_PER_MESSAGE)
+            for message in (*messages, packer.rest())
+            if message
         ]
         record = BatchRecord(id=batch_id, task=task, total=len(items), submitted=time.time())
         self._transport.submit_batch(record, chunks)
         ended = self._transport.batch_results(batch_id, None)
         return [result for _, result in sorted(ended, key=itemgetter(0))]
+
+
+def _text(item: Item) -> str:
+    return json.dumps(item.input, ensure_ascii=False, default=str)

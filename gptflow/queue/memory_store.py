@@ -10,8 +10,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from gptflow.errors import InvalidInput, JobNotFound
+from gptflow.errors import InvalidInput, JobCancelled, JobNotFound
 from gptflow.queue import records
 from gptflow.queue.ledger import Claim, Ledger, Piece, Refusal
 from gptflow.queue.payload import Packed
@@ -30,6 +31,7 @@ class _Entry:
     packed: Packed
     key: _Key | None = None
     aside: str | None = None
+    revived: bool = False
     fence: int = 0
     delivery: int = 0
     result: str | None = None
@@ -40,7 +42,9 @@ class _Entry:
 class _Batch:
     record: BatchRecord
     members: set[str] = dataclasses.field(default_factory=set)
-    items: dict[int, str] = dataclasses.field(default_factory=dict)  # in the order they ended in
+    items: dict[int, str] = dataclasses.field(default_factory=dict)
+    order: list[int | None] = dataclasses.field(default_factory=list)
+    """The items in the order they ended in, and None for when the batch was sealed."""
 
 
 class MemoryStore(Store, Ledger):
@@ -66,28 +70,52 @@ class MemoryStore(Store, Ledger):
 
     def submit(self, packed: Packed) -> str:
         envelope = packed.envelope
-        key = None
+        if envelope.then or envelope.join:
+            raise InvalidInput("Nothing can follow a job of memory://; chains need a server.")
         with self._changed:
-            if envelope.key is not None:
-                key = (envelope.tenant, envelope.task, envelope.key)
-                if (earlier := self._keys.get(key)) is not None:
-                    return earlier
-                self._keys[key] = envelope.id
-            self._add(packed, key)
+            if (earlier := self._add(packed)) is not None:
+                return earlier
         self._publish_at(envelope.id, envelope.not_before or 0.0)
         return envelope.id
 
     def open_batch(self, record: BatchRecord) -> None:
         with self._changed:
-            self._batches[record.id] = _Batch(record)
+            opened = dataclasses.replace(record, total=0, sealed=False)
+            self._batches[record.id] = _Batch(opened)
 
     def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
+        added = []
         with self._changed:
-            self._batch(batch_id).members.update(chunk.envelope.id for chunk in chunks)
+            batch = self._batch(batch_id)
             for chunk in chunks:
-                self._add(chunk)
-        for chunk in chunks:
-            self._publish(chunk.envelope.id)
+                record, job_id = batch.record, chunk.envelope.id
+                if record.cancelled:
+                    raise JobCancelled(f"Batch {batch_id} was cancelled.")
+                batch.members.add(job_id)
+                if self._add(chunk) is not None:
+                    batch.members.discard(job_id)
+                    continue
+                added.append(job_id)
+                if not record.sealed:
+                    total = record.total + (chunk.items or 0)
+                    batch.record = dataclasses.replace(record, total=total)
+        for job_id in added:
+            self._publish(job_id)
+
+    def seal_batch(
+        self, batch_id: str, total: int | None = None, *, cancelled: bool = False
+    ) -> None:
+        with self._changed:
+            batch = self._batch(batch_id)
+            record = batch.record
+            if not record.sealed:
+                if total is None or record.cancelled:
+                    total = record.total
+                batch.record = dataclasses.replace(record, total=total, sealed=True)
+                batch.order.append(None)
+            if cancelled:
+                batch.record = dataclasses.replace(batch.record, cancelled=True)
+            self._changed.notify_all()
 
     def _publish_at(self, job_id: str, moment: float) -> None:
         wait = moment - time.time()
@@ -98,11 +126,19 @@ class MemoryStore(Store, Ledger):
         timer.daemon = True
         timer.start()
 
-    def _add(self, packed: Packed, key: _Key | None = None) -> None:
-        record = records.new_job(packed.envelope, time.time(), packed.items)
+    def _add(self, packed: Packed) -> str | None:
+        """Record a job. Where its key was used before, returns that job's id instead."""
+        envelope, key = packed.envelope, None
+        if envelope.key is not None:
+            key = (envelope.tenant, envelope.task, envelope.key)
+            if (earlier := self._keys.get(key)) is not None:
+                return earlier
+            self._keys[key] = envelope.id
+        record = records.new_job(envelope, time.time(), packed.items)
         self._jobs[record.id] = _Entry(record, packed, key=key, aside=packed.aside)
         if len(self._jobs) > LISTED:
             self._forget_oldest()
+        return None
 
     def _forget_oldest(self) -> None:
         oldest = next((i for i, e in self._jobs.items() if e.record.state in TERMINAL), None)
@@ -114,9 +150,9 @@ class MemoryStore(Store, Ledger):
         if entry.key is not None:
             del self._keys[entry.key]
         if (batch_id := entry.record.batch) in self._batches:
-            members = self._batches[batch_id].members
-            members.discard(job_id)
-            if not members:
+            batch = self._batches[batch_id]
+            batch.members.discard(job_id)
+            if not batch.members and batch.record.sealed:
                 del self._batches[batch_id]
 
     def job(self, job_id: str) -> JobRecord:
@@ -158,10 +194,10 @@ class MemoryStore(Store, Ledger):
     def read_items(self, batch_id: str, after: str, block: float) -> tuple[str, list[int]]:
         place = int(_place(after))
         with self._changed:
-            items = self._batch(batch_id).items
-            self._changed.wait_for(lambda: len(items) > place, block)
-            numbers = list(itertools.islice(items, place, None))
-        return str(place + len(numbers)), numbers
+            order = self._batch(batch_id).order
+            self._changed.wait_for(lambda: len(order) > place, block)
+            fresh = order[place:]
+        return str(place + len(fresh)), [number for number in fresh if number is not None]
 
     def item_results(self, batch_id: str, numbers: Sequence[int]) -> dict[int, Result]:
         with self._changed:
@@ -184,15 +220,15 @@ class MemoryStore(Store, Ledger):
         with self._changed:
             self._end_items(batch_id, endings)
 
-    def message_items(self, job_id: str) -> list[int]:
+    def message_items(self, job_id: str) -> dict[int, str]:
         with self._changed:
             entry = self._entry(job_id)
-            return records.item_numbers(entry.packed.wire, entry.aside)
+            return records.item_names(entry.packed.wire, entry.aside)
 
-    def mark_batch_cancelled(self, batch_id: str) -> None:
+    def job_input(self, job_id: str) -> Any:
         with self._changed:
-            batch = self._batch(batch_id)
-            batch.record = dataclasses.replace(batch.record, cancelled=True)
+            entry = self._entry(job_id)
+            return records.job_input(entry.packed.wire, entry.aside)
 
     def revive(self, job_id: str) -> bool | None:
         with self._changed:
@@ -204,7 +240,7 @@ class MemoryStore(Store, Ledger):
             entry.record = dataclasses.replace(
                 record, state="queued", started=None, finished=None, attempt=0, crashes=0
             )
-            entry.result = None
+            entry.result, entry.revived = None, True
             entry.events.clear()
         self._publish(job_id)
         return True
@@ -233,6 +269,7 @@ class MemoryStore(Store, Ledger):
             if (entry := self._jobs.get(job_id)) is None:
                 return "gone"
             record, envelope, now = entry.record, entry.packed.envelope, time.time()
+            deadline = None if entry.revived else envelope.deadline
             if record.state == "running" and entry.delivery != delivery:
                 return "busy"
             if record.state in TERMINAL:
@@ -255,7 +292,8 @@ class MemoryStore(Store, Ledger):
                 task=record.task,
                 wire=entry.packed.wire,
                 signature=entry.packed.signature,
-                late=envelope.deadline is not None and envelope.deadline <= now,
+                revived=entry.revived,
+                late=deadline is not None and deadline <= now,
             )
 
     def finish(self, claim: Claim, ending: Ending) -> bool:
@@ -305,6 +343,7 @@ class MemoryStore(Store, Ledger):
         for number, ending in endings.items():
             if number not in batch.items:
                 batch.items[number] = ending.text
+                batch.order.append(number)
                 done, record = ending.result.ok, batch.record
                 batch.record = dataclasses.replace(
                     record, done=record.done + done, failed=record.failed + (not done)
@@ -322,12 +361,12 @@ class MemoryStore(Store, Ledger):
                     self._jobs[claim.job_id].events.append(event)
             self._changed.notify_all()
 
-    def refuse(self, result: Result) -> None:
-        self.end(result)
+    def refuse(self, result: Result, *, code: str = "") -> bool:
+        return False  # there is no way to a worker past `submit`
 
-    def load_aside(self, reference: str) -> str:
+    def load_aside(self, job_id: str, most: int) -> str:
         with self._changed:
-            entry = self._jobs.get(reference.removeprefix(self.input_key("")))
+            entry = self._jobs.get(job_id)
         if entry is None or entry.aside is None:
             raise InvalidInput("The input that the job refers to does not exist.")
         return entry.aside

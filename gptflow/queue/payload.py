@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
 from gptflow.envelope import Envelope
-from gptflow.errors import InvalidInput
+from gptflow.errors import InvalidInput, MalformedMessage
+from gptflow.queue.signing import Signer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +31,16 @@ class Packed:
     signature: str | None = None
 
 
-def pack(envelope: Envelope, *, reference: str, inline: int, limit: int) -> Packed:
+def pack(
+    envelope: Envelope, *, reference: str, inline: int, limit: int, signer: Signer | None = None
+) -> Packed:
     """Make an envelope ready to be sent.
 
     Args:
         reference: the key under which a large input will be kept.
         inline: bytes above which an input is kept aside.
         limit: bytes of one input at most; each item of a batch is an input.
+        signer: signs it, where jobs are signed.
 
     Raises:
         InvalidInput: an input is not JSON, or is over the limit.
@@ -53,9 +58,30 @@ def pack(envelope: Envelope, *, reference: str, inline: int, limit: int) -> Pack
     if envelope.input_ref is None and _size(text) > inline:
         aside = text
         envelope = envelope.model_copy(
-            update={"input": None, "items": None, "input_ref": reference}
+            update={
+                "input": None,
+                "items": None,
+                "input_ref": reference,
+                "input_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            }
         )
-    return Packed(envelope=envelope, wire=dumps(envelope.to_wire()), aside=aside, items=count)
+    if envelope.then:
+        following = dumps(envelope.to_wire()["then"], what="What follows the job")
+        _check_size(following, limit, "What follows the job")
+    wire = dumps(envelope.to_wire())
+    signature = None if signer is None else signer.sign(wire)
+    return Packed(envelope=envelope, wire=wire, aside=aside, items=count, signature=signature)
+
+
+def check_aside(text: str, envelope: Envelope) -> None:
+    """Check an input that was kept aside.
+
+    Raises:
+        MalformedMessage: it is not the one that the envelope was made for.
+    """
+    given = envelope.input_sha256
+    if given is not None and hashlib.sha256(text.encode()).hexdigest() != given:
+        raise MalformedMessage("The input that the job refers to was changed after it was sent.")
 
 
 def dumps(value: Any, *, what: str = "The value") -> str:

@@ -8,7 +8,9 @@ them into the same forward passes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +31,9 @@ from gptflow.result import Result
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORDS = 5.0
+"""Seconds after the grace in which a worker tries to hand back to a Redis that does not answer."""
+
 
 class EnginePool(BasePool):
     """Runs messages on the resident model. `limit` is how many may be in flight."""
@@ -44,6 +49,7 @@ class EnginePool(BasePool):
         self._here = threading.local()
         self._crew: Crew | None = None
         self._given_up = False
+        self._until = math.inf
 
     # Starting and stopping.
 
@@ -87,6 +93,8 @@ class EnginePool(BasePool):
         return self._crew is not None and self._crew.room > 0
 
     def _take_no_more(self, **_: Any) -> None:
+        # From the signal on: a server that does not answer may hold Celery up for seconds.
+        self._until = min(self._until, time.monotonic() + self.app.settings.grace)
         if self._crew is not None:
             self._crew.take_no_more()
 
@@ -98,11 +106,11 @@ class EnginePool(BasePool):
         if self._crew is None:
             return
         self._take_no_more()
-        until = time.monotonic() + self.app.settings.grace
         while jobs := tuple(self._jobs.values()):
             wait([job.done for job in jobs], timeout=0.2, return_when=FIRST_COMPLETED)
             _drain_hub()
-            if time.monotonic() > until:
+            if time.monotonic() > self._until:
+                self._crew.dispatcher.hurry(_LAST_WORDS)
                 self._hand_back()
         self._threads.shutdown()
         _drain_hub()
@@ -155,16 +163,16 @@ class EnginePool(BasePool):
             stop = partial(self._on_limit, job, False, timeout, timeout_callback)
             job.timers.append(call_later(timeout, stop))
         run = partial(apply_target, target, args, kwargs, callback, accept_callback)
-        job.done = self._threads.submit(self._bridge, job, partial(run, pid=job.handle.number))
+        self._threads.submit(self._bridge, job, partial(run, pid=job.handle.number))
 
     def _run_alone(self, job_id: str) -> Future[None]:
         """Run a job past Celery's queues, for the feeder."""
-        assert self._crew is not None
         job = _Job(job_id)
         self._jobs[job.handle.number] = job
         logger.warning("Job %s runs alone: workers have died while it ran.", job_id)
-        run = partial(self._crew.dispatcher.run, job_id, job.handle)
-        job.done = self._threads.submit(self._bridge, job, run)
+        if self._crew is not None:
+            self._crew.save_log()
+        self._threads.submit(self._bridge, job, partial(self.run_here, job_id))
         return job.done
 
     def _bridge(self, job: _Job, run: Callable[[], Any]) -> None:
@@ -177,10 +185,17 @@ class EnginePool(BasePool):
             for cancel in job.timers:
                 cancel()
             del self._jobs[job.handle.number]
+            job.done.set_result(None)
             # The consumer only looks for a free place when it wakes up.
             _wake_hub()
 
-    def run_here(self, message: Any) -> tuple[Result | None, bool]:
+    def refuse(self, job_id: str, task: str, error: GPTFlowError) -> None:
+        """Put a message on record that cannot be run. Returns at once."""
+        if (crew := self._crew) is not None:
+            with contextlib.suppress(RuntimeError):  # stopped: the log has it
+                self._threads.submit(crew.dispatcher.refuse, job_id, task, error)
+
+    def run_here(self, message: Any, signature: Any = None) -> tuple[Result | None, bool]:
         """Run a message in this bridge thread: the body of the Celery task.
 
         Returns:
@@ -193,9 +208,9 @@ class EnginePool(BasePool):
         if not crew.engine.healthy:
             self._give_up()
         if crew.stopping:
-            crew.dispatcher.turn_away(message)
+            crew.dispatcher.turn_away(message, signature)
             return None, job.settled
-        return crew.dispatcher.run(message, job.handle), job.settled
+        return crew.dispatcher.run(message, job.handle, signature), job.settled
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Stop one message, for `revoke(terminate=True)` or in a cold shutdown."""
@@ -237,7 +252,7 @@ class _Job:
         self.handle = Handle()
         self.settled = False
         self.timers: list[Callable[[], None]] = []
-        self.done: Future[None]
+        self.done: Future[None] = Future()
 
     def settle(self, reason: GPTFlowError) -> None:
         """Stop it on behalf of Celery, which has told its tools why already."""

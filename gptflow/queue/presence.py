@@ -42,6 +42,7 @@ class Presence:
         lease: seconds that a claim lasts; it is renewed three times as often.
         wake: called when there are new jobs.
         on_engine_stopped: called at each look that finds the engine stopped for good.
+        go_on: enqueues what follows ended jobs, where whoever ended them did not.
 
     Attributes:
         contact: when the ledger last answered, as `time.monotonic` has it.
@@ -58,6 +59,7 @@ class Presence:
         lease: float,
         wake: Callable[[], None],
         on_engine_stopped: Callable[[], None],
+        go_on: Callable[[], object] = lambda: None,
     ) -> None:
         self.log = LastLines()
         self.contact = float("-inf")
@@ -68,7 +70,9 @@ class Presence:
         self._record = record
         self._wake = wake
         self._on_engine_stopped = on_engine_stopped
+        self._go_on = go_on
         self._has_reaped = False
+        self._silent = False
         self._stopping = threading.Event()
         self._ear = threading.Thread(target=self._listen, name="gptflow-ear", daemon=True)
         self._heart = threading.Thread(target=self._live, name="gptflow-heart", daemon=True)
@@ -93,6 +97,9 @@ class Presence:
             if thread.is_alive():
                 thread.join()
         self.log.detach()
+        if self._silent:
+            logger.warning("Redis does not answer; the worker's record will expire.")
+            return
         try:
             self._ledger.withdraw(self._record.name)
         except BrokerUnavailable as error:
@@ -102,7 +109,7 @@ class Presence:
         due = [0.0 for _ in self._duties]
         while not self._stopping.is_set():
             for number, (seconds, duty) in enumerate(self._duties):
-                if time.monotonic() >= due[number]:
+                if time.monotonic() >= due[number] and not self._stopping.is_set():
                     self._attempt(duty)
                     due[number] = time.monotonic() + seconds
             self._stopping.wait(max(0.0, min(due) - time.monotonic()))
@@ -110,16 +117,28 @@ class Presence:
     def _attempt(self, duty: Callable[[], None]) -> None:
         try:
             duty()
+            self._silent = False
         except BrokerUnavailable as error:
+            self._silent = True
             logger.warning("Waiting for Redis: %s", error.message)
         except Exception as error:  # noqa: BLE001  a silent worker's jobs are claimed again
             logger.error("A sign of life failed: %s.", type(error).__name__)
 
     def _renew(self) -> None:
-        claims = self._dispatcher.claims()
-        if claims:
-            for job_id in self._ledger.beat(claims):
-                self._cancel(job_id)
+        claims = {claim.job_id: claim for claim in self._dispatcher.claims()}
+        if not claims:
+            return
+        for job_id in self._ledger.beat(list(claims.values())):
+            lost = JobCancelled(f"Job {job_id} was cancelled.")
+            if self._dispatcher.stop(job_id, lost, claim=claims[job_id]):
+                logger.info("Job %s was cancelled, or given to another worker.", job_id)
+
+    def save_log(self) -> None:
+        """Put the log where it is found if this process dies of what it does next."""
+        try:
+            self._ledger.announce(self._record, self.log.lines())
+        except BrokerUnavailable as error:
+            logger.warning("%s What this worker has logged is not kept.", error.message)
 
     def _announce(self) -> None:
         if not self._runtime.engine.healthy:
@@ -146,6 +165,7 @@ class Presence:
                 reaped.delayed,
                 reaped.dead,
             )
+        self._go_on()
 
     def _listen(self) -> None:
         """Obey announcements until the worker stops."""
@@ -175,4 +195,4 @@ class Presence:
 
     def _cancel(self, job_id: str) -> None:
         if self._dispatcher.stop(job_id, JobCancelled(f"Job {job_id} was cancelled.")):
-            logger.info("Job %s is cancelled, or was given to another worker.", job_id)
+            logger.info("Job %s is cancelled.", job_id)

@@ -56,7 +56,8 @@ def read_job(values: Sequence[str | None]) -> JobRecord:
 def read_batch(values: Sequence[str | None]) -> BatchRecord:
     """A record from the values of `BATCH_FIELDS`."""
     typed = _typed(dict(zip(BATCH_FIELDS, values, strict=True)))
-    return BatchRecord(**typed | {"cancelled": typed.get("cancelled") == "1"})
+    flags = {"cancelled": typed.get("cancelled") == "1", "sealed": typed.get("sealed") != "0"}
+    return BatchRecord(**typed | flags)
 
 
 def _typed(values: Mapping[str, str | None]) -> dict[str, Any]:
@@ -76,13 +77,24 @@ class Ending:
     text: str
 
     @classmethod
-    def of(cls, result: Result) -> Self:
-        """What becomes of a result: where its output is not JSON, a failure that says so."""
+    def of(cls, result: Result, *, limit: int | None = None) -> Self:
+        """What becomes of a result: where its output cannot be kept, a failure that says so.
+
+        Args:
+            limit: characters of the text at most.
+        """
         try:
-            return cls(result, encode(result))
+            text = encode(result)
+            if limit is not None and len(text) > limit:
+                raise InvalidOutput(
+                    f"The output of task {result.task!r} takes {len(text)} characters; "
+                    f"{limit} are allowed.",
+                    hint="Give back less, or raise GPTFLOW_MAX_PAYLOAD for the workers.",
+                )
         except InvalidOutput as error:
             failure = Result.failure(result.id, result.task, error, custom_id=result.custom_id)
             return cls(failure, encode(failure))
+        return cls(result, text)
 
 
 def encode(result: Result) -> str:
@@ -118,17 +130,30 @@ def item_id(batch_id: str, index: int) -> str:
     return f"{batch_id}/{index}"
 
 
-def item_numbers(wire: str | None, aside: str | None) -> list[int]:
-    """The numbers of the items in a message.
+def item_names(wire: str | None, aside: str | None) -> dict[int, str]:
+    """The items in a message, from their numbers to their custom ids.
 
     Args:
         wire: its envelope as JSON; None where it is gone.
         aside: what the envelope's `input_ref` refers to.
     """
     items = json.loads(aside) if aside else json.loads(wire or "{}").get("items", ())
-    return [item["index"] for item in items]
+    return {item["index"]: item["custom_id"] for item in items}
 
 
-def cancelled(job_id: str, task: str) -> Result:
-    """The result of a job that was cancelled."""
-    return Result.failure(job_id, task, JobCancelled(f"Job {job_id} was cancelled."))
+def job_input(wire: str | None, aside: str | None) -> Any:
+    """The input in a job's message, the rows of a batch's; None where it is gone.
+
+    Args:
+        wire, aside: as for `item_names`.
+    """
+    if aside:
+        return json.loads(aside)
+    envelope = json.loads(wire or "{}")
+    return envelope.get("items", envelope.get("input"))
+
+
+def cancelled(job_id: str, task: str, custom_id: str | None = None) -> Result:
+    """The result of a job, or a row of a batch, that was cancelled."""
+    error = JobCancelled(f"Job {job_id} was cancelled.")
+    return Result.failure(job_id, task, error, custom_id=custom_id)

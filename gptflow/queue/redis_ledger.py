@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, cast
 
 from gptflow.client import ITEMS_PER_MESSAGE
 from gptflow.config import Settings
-from gptflow.errors import InvalidInput
+from gptflow.envelope import Join
+from gptflow.errors import InvalidInput, MalformedMessage
 from gptflow.queue import records
 from gptflow.queue.batching import Batcher
 from gptflow.queue.keys import CLASSES, queue_name
@@ -43,6 +44,15 @@ class Fed(NamedTuple):
     jobs: int
     more: bool
     suspects: int
+
+
+class Ended(NamedTuple):
+    """A job that ended, as far as it takes to go on with what follows it."""
+
+    job_id: str
+    wire: str | None
+    signature: str | None
+    result: str | None
 
 
 class Reaped(NamedTuple):
@@ -91,7 +101,7 @@ class RedisLedger(Ledger):
         )
         if verdict not in ("run", "late"):
             return cast(Refusal, verdict)
-        fence, attempt, crashes, submitted, task, wire, signature, at = more
+        fence, attempt, crashes, submitted, task, wire, signature, at, revived = more
         return Claim(
             job_id=job_id,
             fence=int(fence),
@@ -102,6 +112,7 @@ class RedisLedger(Ledger):
             wire=wire,
             signature=signature or None,
             at=int(at) if at else None,
+            revived=bool(revived),
             late=verdict == "late",
         )
 
@@ -160,6 +171,7 @@ class RedisLedger(Ledger):
                     piece.event.kind,
                     piece.event.text,
                     piece.event.sample,
+                    "" if piece.event.at is None else piece.event.at,
                 ],
             )
             for piece in pieces
@@ -168,17 +180,59 @@ class RedisLedger(Ledger):
             with self._store.reported():
                 self._store.scripts.run_all(calls)
 
-    def refuse(self, result: Result) -> None:
-        self._store.end(result)
+    def refuse(self, result: Result, *, code: str = "") -> bool:
+        return self._store.refuse(result, code=code)
 
-    def load_aside(self, reference: str) -> str:
-        # The reference came from outside; it must not reach other keys of this server.
-        if reference.startswith(self._keys.input("")):
-            with self._store.reported():
-                text = self._store.client.get(reference)
-            if text is not None:
-                return cast(str, text)
-        raise InvalidInput("The input that the job refers to does not exist.")
+    # What follows a job.
+
+    def unfollowed(self, seconds: float, most: int) -> list[Ended]:
+        """Ended jobs that are followed by others, which nobody has enqueued for some seconds."""
+        keys, client = self._keys, self._store.client
+        with self._store.reported():
+            until = client.time()[0] - seconds
+            ids = client.zrangebyscore(keys.outbox, "-inf", until, start=0, num=most)
+            with client.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.hmget(keys.job(job_id), ["wire", "sig", "result"])
+                rows = pipe.execute()
+        return [Ended(job_id, *row) for job_id, row in zip(ids, rows, strict=True)]
+
+    def followed(self, job_id: str) -> None:
+        """Say that what follows a job has been enqueued."""
+        self._call(Call("followed", [self._keys.job(job_id)], [job_id]))
+
+    def join(self, place: Join, job_id: str) -> list[Result | None] | None:
+        """Note that a job of a group has ended.
+
+        Returns:
+            The results of all, in their order, once all have ended; those that have expired
+            are None.
+        """
+        key, client = self._keys.group(place.group), self._store.client
+        with self._store.reported():
+            with client.pipeline(transaction=True) as pipe:
+                pipe.hset(key, str(place.index), job_id)
+                pipe.expire(key, self._store.ttl)
+                pipe.hlen(key)
+                ended = pipe.execute()[-1]
+            if ended < place.size:
+                return None
+            ids = client.hmget(key, [str(index) for index in range(place.size)])
+            with client.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.hget(self._keys.job(job_id), "result")
+                texts = pipe.execute()
+        return [None if text is None else records.decode(text) for text in texts]
+
+    def load_aside(self, job_id: str, most: int) -> str:
+        key, client = self._keys.input(job_id), self._store.client
+        with self._store.reported():
+            if (size := client.strlen(key)) > most:
+                raise MalformedMessage(f"The input takes {size} bytes; {most} are allowed.")
+            text = client.get(key)
+        if text is None:
+            raise InvalidInput("The input that the job refers to does not exist.")
+        return cast(str, text)
 
     # The queue.
 

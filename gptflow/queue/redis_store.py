@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gptflow.errors import InvalidInput, JobNotFound, QueueFull
+from gptflow.errors import InvalidInput, JobCancelled, JobNotFound, QueueFull
 from gptflow.queue import connection, records
 from gptflow.queue.keys import Keys
 from gptflow.queue.payload import Packed
@@ -35,12 +36,15 @@ class RedisStore(Store):
         url: of the server; nothing is sent before the first call.
         app: the application.
         ttl: seconds to keep a record after the job's end.
+        tls: how to check the server; see `gptflow.queue.connection.tls_options`.
     """
 
-    def __init__(self, url: str, app: str, ttl: int) -> None:
+    def __init__(
+        self, url: str, app: str, ttl: int, *, tls: Mapping[str, Any] | None = None
+    ) -> None:
         self.keys = Keys(app)
         # redis-py's types do not say that replies are decoded.
-        self.client: Any = connection.open_client(url)
+        self.client: Any = connection.open_client(url, tls)
         self.scripts = Scripts(self.client, self.keys.prefix)
         self.ttl = ttl
         self._url = url
@@ -61,26 +65,33 @@ class RedisStore(Store):
 
     def open_batch(self, record: BatchRecord) -> None:
         key = self.keys.batch(record.id)
+        record = dataclasses.replace(record, total=0, sealed=False)
         with self.reported(), self.client.pipeline(transaction=True) as pipe:
             pipe.hset(key, mapping=records.flatten(record))
             pipe.expire(key, self.ttl)
             pipe.execute()
 
     def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
-        members = self.keys.members(batch_id)
         with self.reported():
             # In slices, so that a large batch holds up nobody else's commands.
             for start in range(0, len(chunks), _MESSAGES):
                 part = chunks[start : start + _MESSAGES]
-                # Whoever cancels the batch must find a message as soon as it can run.
-                with self.client.pipeline(transaction=True) as pipe:
-                    pipe.sadd(members, *(chunk.envelope.id for chunk in part))
-                    pipe.expire(members, self.ttl)
-                    pipe.expire(self.keys.batch(batch_id), self.ttl)
-                    pipe.execute()
                 replies = self.scripts.run_all([enqueue_call(self.keys, c) for c in part])
                 for chunk, reply in zip(part, replies, strict=True):
                     accepted(reply, chunk)
+
+    def seal_batch(
+        self, batch_id: str, total: int | None = None, *, cancelled: bool = False
+    ) -> None:
+        call = Call(
+            "seal",
+            [self.keys.batch(batch_id), self.keys.stream(batch_id)],
+            [batch_id, "" if total is None else total, int(cancelled), self.ttl],
+        )
+        with self.reported():
+            code = self.scripts.run(call)
+        if code < 0:
+            raise _not_found(batch_id)
 
     def job(self, job_id: str) -> JobRecord:
         with self.reported():
@@ -124,6 +135,7 @@ class RedisStore(Store):
                 kind=fields["kind"],
                 text=fields.get("text", ""),
                 sample=int(fields.get("sample", 0)),
+                at=int(fields["at"]) if fields.get("at") else None,
             )
             for entry, fields in entries
         ]
@@ -145,7 +157,7 @@ class RedisStore(Store):
         numbers: list[int] = []
         for entry, fields in self._read_stream(batch_id, after, block):
             after = entry
-            numbers += map(int, fields["items"].split(","))
+            numbers += map(int, filter(None, fields["items"].split(",")))
         return after, numbers
 
     def item_results(self, batch_id: str, numbers: Sequence[int]) -> dict[int, Result]:
@@ -169,20 +181,39 @@ class RedisStore(Store):
             code = self.scripts.run(call)
         return None if code < 0 else code == 1
 
+    def refuse(self, result: Result, *, code: str = "") -> bool:
+        """As `gptflow.queue.ledger.Ledger.refuse`."""
+        call = Call(
+            "refuse",
+            [self.keys.job(result.id)],
+            [
+                result.id[:80],
+                result.task[:128],
+                result.state,
+                records.encode(result),
+                self.ttl,
+                code,
+            ],
+        )
+        with self.reported():
+            return bool(self.scripts.run(call))
+
     def end_items(self, batch_id: str, results: Mapping[int, Result]) -> None:
         with self.reported():
             endings = {number: Ending.of(result) for number, result in results.items()}
             self.scripts.run_all(items_calls(self.keys, batch_id, endings, self.ttl))
 
-    def message_items(self, job_id: str) -> list[int]:
+    def message_items(self, job_id: str) -> dict[int, str]:
         with self.reported():
             wire = self.client.hget(self.keys.job(job_id), "wire")
             aside = self.client.get(self.keys.input(job_id))
-        return records.item_numbers(wire, aside)
+        return records.item_names(wire, aside)
 
-    def mark_batch_cancelled(self, batch_id: str) -> None:
+    def job_input(self, job_id: str) -> Any:
         with self.reported():
-            self.client.hset(self.keys.batch(batch_id), "cancelled", "1")
+            values = self.client.hmget(self.keys.job(job_id), ["id", "wire"])
+            aside = self.client.get(self.keys.input(job_id))
+        return records.job_input(_known(values, job_id)[1], aside)
 
     def revive(self, job_id: str) -> bool | None:
         with self.reported():
@@ -204,16 +235,9 @@ class RedisStore(Store):
         return _known(values, job_id)[1] or ""
 
     def purge(self, job_ids: Sequence[str]) -> int:
-        keys = self.keys
-        with self.reported(), self.client.pipeline(transaction=True) as pipe:
-            for job_id in job_ids:
-                pipe.zrem(keys.dead, job_id)
-            gone = sum(pipe.execute())
-            for job_id in job_ids:
-                pipe.delete(keys.job(job_id), keys.input(job_id), keys.stream(job_id))
-                pipe.zrem(keys.jobs, job_id)
-            pipe.execute()
-        return int(gone)
+        parts = [job_ids[start : start + _SLICE] for start in range(0, len(job_ids), _SLICE)]
+        with self.reported():
+            return sum(self.scripts.run(Call("purge", [self.keys.dead], part)) for part in parts)
 
     def input_key(self, job_id: str) -> str:
         return self.keys.input(job_id)
@@ -257,6 +281,7 @@ def enqueue_call(keys: Keys, packed: Packed, *, adopt: bool = False) -> Call:
         "batch": envelope.batch,
         "sig": packed.signature,
         "input": packed.aside,
+        "next": 1 if envelope.then or envelope.join else None,
         "adopt": 1 if adopt else None,
     }
     options = [part for pair in given.items() if pair[1] is not None for part in pair]
@@ -280,12 +305,15 @@ def accepted(reply: Sequence[str], packed: Packed) -> str:
     Raises:
         QueueFull: the job was refused for now.
         InvalidInput: it was refused for good.
+        JobCancelled: its batch was cancelled.
     """
     verdict, what, *more = reply
     if verdict in ("accepted", "known"):
         return what
     if verdict == "invalid":
         raise InvalidInput(f"The job for task {packed.envelope.task!r} has a malformed {what}.")
+    if verdict == "cancelled":
+        raise JobCancelled(f"Batch {what} was cancelled.")
     seconds = float(more[0])
     if verdict == "memory":
         message = f"The queue takes no more jobs: {what} % of the server's memory is in use."
@@ -311,11 +339,11 @@ def items_calls(
         job_id: of the message that carries them.
         fence: of its claim; empty to record them whoever runs them.
     """
-    names = [name(batch_id) for name in (keys.batch, keys.results, keys.stream, keys.members)]
+    names = [name(batch_id) for name in (keys.batch, keys.results, keys.stream)]
     numbers = list(endings)
     calls = []
     for start in range(0, len(numbers), _SLICE):
-        arguments: list[Any] = [ttl, job_id, fence]
+        arguments: list[Any] = [ttl, job_id, fence, batch_id]
         for number in numbers[start : start + _SLICE]:
             ending = endings[number]
             arguments += [number, "done" if ending.result.ok else "failed", ending.text]
@@ -334,9 +362,13 @@ def _flat(entries: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _known(values: Sequence[str | None], job_or_batch_id: str) -> Sequence[str | None]:
     if values[0] is None:
-        raise JobNotFound(
-            f"There is no {'batch' if job_or_batch_id.startswith('batch_') else 'job'} "
-            f"{job_or_batch_id!r}, or its record has expired.",
-            hint="`gptflow jobs list` shows the newest jobs.",
-        )
+        raise _not_found(job_or_batch_id)
     return values
+
+
+def _not_found(job_or_batch_id: str) -> JobNotFound:
+    return JobNotFound(
+        f"There is no {'batch' if job_or_batch_id.startswith('batch_') else 'job'} "
+        f"{job_or_batch_id!r}, or its record has expired.",
+        hint="`gptflow jobs list` shows the newest jobs.",
+    )

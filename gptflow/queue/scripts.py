@@ -19,13 +19,17 @@ Name = Literal[
     "done",
     "enqueue",
     "feed",
+    "followed",
     "items",
+    "purge",
     "reap",
+    "refuse",
     "release",
     "revive",
     "schedule_fire",
     "schedule_pause",
     "schedule_watch",
+    "seal",
     "suspect",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gptflow.queue.payload import Packed
 from gptflow.result import Result, State
@@ -38,7 +39,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def open_batch(self, record: BatchRecord) -> None:
-        """Record a batch, before the first of its messages."""
+        """Record a batch, before the first of its messages. Its total counts what is added."""
 
     @abc.abstractmethod
     def enqueue_batch(self, batch_id: str, chunks: Sequence[Packed]) -> None:
@@ -46,6 +47,18 @@ class Store(abc.ABC):
 
         Raises:
             QueueFull: as for `submit`.
+            JobCancelled: the batch was cancelled.
+        """
+
+    @abc.abstractmethod
+    def seal_batch(
+        self, batch_id: str, total: int | None = None, *, cancelled: bool = False
+    ) -> None:
+        """Say that a batch gets no more messages.
+
+        Args:
+            total: its items; by default those that were added.
+            cancelled: whether that is so because it was cancelled.
         """
 
     @abc.abstractmethod
@@ -93,11 +106,12 @@ class Store(abc.ABC):
         """End items of a batch, whoever runs them; those that had ended keep their result."""
 
     @abc.abstractmethod
-    def message_items(self, job_id: str) -> list[int]:
-        """The numbers of the items that a message of a batch carries, until it is done."""
+    def message_items(self, job_id: str) -> dict[int, str]:
+        """The items that a message of a batch carries, until it is done: number to custom id."""
 
     @abc.abstractmethod
-    def mark_batch_cancelled(self, batch_id: str) -> None: ...
+    def job_input(self, job_id: str) -> Any:
+        """The input of a job, None where it is gone. Raises `JobNotFound`."""
 
     @abc.abstractmethod
     def revive(self, job_id: str) -> bool | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gptflow.config import Settings
 from gptflow.errors import ConfigError
+from gptflow.queue.connection import tls_options
 from gptflow.queue.redis_store import RedisStore
 from gptflow.queue.waiting import StoreTransport
 
@@ -19,7 +20,8 @@ def open_store(settings: Settings) -> RedisStore:
             "No Redis URL is set.",
             hint="Set GPTFLOW_REDIS_URL, or start everything with `gptflow up`.",
         )
-    return RedisStore(settings.broker_url, settings.app, settings.result_ttl)
+    tls = tls_options(settings)
+    return RedisStore(settings.broker_url, settings.app, settings.result_ttl, tls=tls)
 
 
 class RedisTransport(StoreTransport):

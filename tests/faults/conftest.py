@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from faultbed import keyspace, sizes
+from faultbed.broker import Broker
 from faultbed.fleet import Fleet, environment
 from faultbed.journal import Journal
 from faultbed.notes import Notes
+from faultbed.proxy import Proxy
 from faultbed.sizes import Sizes
 from faultbed.stock import Stock
 from faultbed.tally import TALLIES
@@ -136,9 +138,31 @@ def make_bed(
 def bed(server: EmbeddedServer, make_bed: Callable[..., Bed]) -> Iterator[Bed]:
     """An application on the server that the tests share, one after the other."""
     made = make_bed(server.url)
+    try:
+        yield made
+        made.finish()
+    finally:  # what a test leaves behind must not make the next one fail
+        made.fleet.close()
+        made.store.client.flushall()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A server of the test's own, to be killed and frozen."""
+    folder = tmp_path / "valkey"
+    folder.mkdir()
+    made = Broker(folder)
+    made.start()
     yield made
-    made.finish()
-    made.store.client.flushall()
+    made.close()
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[Proxy]:
+    """A link to that server, to be cut."""
+    made = Proxy(broker.port)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +18,6 @@ from gptflow.client import Client
 from gptflow.errors import BrokerUnavailable
 
 pytestmark = pytest.mark.timeout(7200)
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "valkey"
-    folder.mkdir()
-    made = Broker(folder)
-    made.start()
-    yield made
-    made.close()
 
 
 def test_a_key_is_one_job_however_often_it_is_sent(

@@ -19,9 +19,11 @@ def test_a_poison_job_is_the_only_one_to_die_of_it(bed: Any, size: Sizes) -> Non
     bed.fleet.supervise()
     journal = bed.journal
     # All of them are in flight when it strikes.
-    others = [journal.submit("faults.poison", {"number": n, "tokens": 30}) for n in range(OTHERS)]
+    others = [
+        journal.submit_surely("faults.poison", {"number": n, "tokens": 30}) for n in range(OTHERS)
+    ]
     wait_until(lambda: len(bed.notes.runs()) == OTHERS, what="the others running")
-    poison = journal.submit("faults.poison", {"number": -1})
+    poison = journal.submit_surely("faults.poison", {"number": -1})
     journal.wait(seconds=6 * size.lease + 120)
 
     tally = journal.check("poison among 63", bed.notes)

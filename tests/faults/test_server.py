@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,23 +21,6 @@ pytestmark = pytest.mark.timeout(7200)
 RESUMED = 12.0
 CONSUMING = 5.0
 PACE = 100
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "valkey"
-    folder.mkdir()
-    made = Broker(folder)
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def proxy(broker: Broker) -> Iterator[Proxy]:
-    made = Proxy(broker.port)
-    yield made
-    made.close()
 
 
 class Load:

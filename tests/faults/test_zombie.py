@@ -18,7 +18,7 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
     # They would end while it is frozen: all its results are ready at the moment it wakes up.
     tokens = int(size.frozen * 50)
     for number in range(jobs):
-        bed.journal.submit("faults.work", {"number": number, "tokens": tokens})
+        bed.journal.submit_surely("faults.work", {"number": number, "tokens": tokens})
     wait_until(lambda: len(bed.notes.runs()) == jobs, what="all of them running")
     zombie.freeze()
     frozen = time.monotonic()
@@ -30,6 +30,7 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
     bed.journal.wait()
     wait_until(lambda: _over(bed, zombie.pid), size.lease, what="the end of what the zombie ran")
     aborted = time.monotonic() - woken
+    wait_until(lambda: _refused(bed, zombie.pid) >= jobs, what="a refusal of each stale result")
 
     records = bed.journal.read(bed.journal.submitted)
     by_zombie = [row for row in records.values() if f'"pid":{zombie.pid}' in row["result"]]
@@ -46,18 +47,24 @@ def test_every_stale_result_of_a_zombie_is_refused(bed: Any, size: Sizes) -> Non
     tally.tell()
     assert (tally.lost, tally.doubled, tally.recovered) == (0, 0, jobs)
     assert by_zombie == []
-    assert refused + stopped >= jobs
+    assert _refused(bed, zombie.pid) >= jobs
     assert zombie.alive
     assert other.alive
     # What was a zombie is a worker like any other again.
     bed.fleet.workers.remove(other)
     other.terminate()
-    again = bed.journal.submit("faults.work", {"tokens": 1})
+    again = bed.journal.submit_surely("faults.work", {"tokens": 1})
     assert again.wait(20).ok
 
 
 def _taken(bed: Any) -> int:
     return sum(len(runs) > 1 for runs in bed.notes.runs().values())
+
+
+def _refused(bed: Any, pid: int) -> int:
+    """Results of a worker's that were refused, and runs of its that were stopped before."""
+    stopped = sum(note.kind == "stop" and note.pid == pid for note in bed.notes.read())
+    return int(bed.totals.get("refused_results", 0)) + stopped
 
 
 def _over(bed: Any, pid: int) -> bool:

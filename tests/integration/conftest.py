@@ -101,7 +101,8 @@ def start(
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_")}
         given = {"redis_url": server.url, "model": "scripted", "plugins": "text,testbed"} | settings
         environment = kept | {f"GPTFLOW_{name.upper()}": value for name, value in given.items()}
-        path = os.pathsep.join(filter(None, (str(testbed), os.environ.get("PYTHONPATH"))))
+        # What is tested is found where the tests find it, and the plugin with it.
+        path = os.pathsep.join(filter(None, [str(testbed), os.environ.get("PYTHONPATH")]))
         environment |= {"PYTHONPATH": path, "TESTBED_NOTES": str(notes)}
         log = tmp_path_factory.mktemp("log") / f"{module}.log"
         started.append(Process(module, environment, log))
@@ -119,11 +120,16 @@ def start_worker(start: Callable[..., Process], server: EmbeddedServer) -> Calla
     def start_ready(**settings: str) -> Process:
         worker = start("gptflow_workers.cpu", **settings)
         app = settings.get("app", "gptflow")
-        transport = RedisTransport(Settings(redis_url=server.url, app=app))
+        url = settings.get("redis_url", server.url)
+        transport = RedisTransport(Settings(redis_url=url, app=app))
 
         def ready() -> bool:
-            assert worker.popen.poll() is None, worker.output
-            return worker.popen.pid in {record.pid for record in transport.workers()}
+            ended = worker.popen.poll() is not None
+            # Its record outlives it: a job may have killed it as soon as it was ready.
+            if worker.popen.pid in {record.pid for record in transport.workers()}:
+                return True
+            assert not ended, worker.output
+            return False
 
         wait_until(ready, READY_SECONDS)
         transport.close()

@@ -20,14 +20,26 @@ class Outbox:
     def __init__(self):
         self.sent = []
         self.batches = []
+        self.sealed = {}
+        self.cancelled = []
         self.closed = False
 
     def submit(self, envelope):
         self.sent.append(envelope)
         return envelope.id
 
-    def submit_batch(self, record, chunks):
-        self.batches.append((record, chunks))
+    def open_batch(self, record):
+        self.batches.append((record, []))
+
+    def add_to_batch(self, batch_id, chunks):
+        self.batches[-1][1].extend(chunks)
+
+    def seal_batch(self, batch_id, total):
+        self.sealed[batch_id] = total
+
+    def cancel(self, batch_id):
+        self.cancelled.append(batch_id)
+        return True
 
     def close(self):
         self.closed = True
@@ -117,7 +129,8 @@ def test_a_batch_travels_in_messages_of_many_rows(client, outbox):
     rows = [{"id": f"row-{n}", "text": str(n)} for n in range(ITEMS_PER_MESSAGE + 1)]
     batch = client.submit_many("a.b", iter(rows), tenant="acme", seed=1)
     [(record, chunks)] = outbox.batches
-    assert (record.id, record.task, record.total) == (batch.id, "a.b", ITEMS_PER_MESSAGE + 1)
+    assert (record.id, record.task, record.tenant) == (batch.id, "a.b", "acme")
+    assert outbox.sealed == {batch.id: ITEMS_PER_MESSAGE + 1}
     assert [len(chunk.items) for chunk in chunks] == [ITEMS_PER_MESSAGE, 1]
     assert {(chunk.batch, chunk.tenant, chunk.seed) for chunk in chunks} == {(batch.id, "acme", 1)}
     assert {chunk.job_class for chunk in chunks} == {"batch"}

@@ -13,6 +13,7 @@ import yaml
 
 from gptflow.config import Settings
 from gptflow.plugins import Registry
+from gptflow.queue.acl import ROLES, Role, acl_file
 
 ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = sorted(ROOT.glob("plugins/*/pyproject.toml"))
@@ -39,10 +40,13 @@ def test_compose_has_a_server_two_kinds_of_worker_and_the_scheduler(
 
 def test_the_server_keeps_everything_and_asks_for_a_password(services: dict[str, Any]) -> None:
     command = " ".join(services["valkey"]["command"])
-    for setting in ("appendonly yes", "maxmemory-policy noeviction", "requirepass"):
+    for setting in ("appendonly yes", "maxmemory-policy noeviction", "user default off"):
         assert setting in command
     # Without a password `docker compose` refuses to start.
-    assert ":?" in services["valkey"]["environment"]["VALKEY_PASSWORD"]
+    for role in ROLES:
+        assert ":?" in services["valkey"]["environment"][f"{role.upper()}_PASSWORD"]
+    passwords: dict[Role, str] = {role: f"$${role.upper()}_PASSWORD" for role in ROLES}
+    assert acl_file("gptflow", passwords) in command
     assert ":?" in services["worker-cpu"]["environment"]["GPTFLOW_REDIS_URL"]
 
 

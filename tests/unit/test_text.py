@@ -4,7 +4,7 @@ import pytest
 
 from gptflow import text
 from gptflow.errors import EmptyInput, InputTooLong, InvalidInput
-from gptflow.heads import Choose, Embed, Generate, Json, Score
+from gptflow.heads import Choose, Continuation, Embed, Generate, Generated, Json, Score
 from gptflow.plugins import Registry
 from gptflow.testing import ScriptedEngine, TaskContract, run, run_result
 
@@ -69,6 +69,21 @@ def asked(name, input, **script):
     engine = ScriptedEngine(**script)
     run(TASKS[name], input, engine=engine)
     return engine.requests
+
+
+@pytest.mark.parametrize("task", ["text.generate", "text.chat"])
+def test_log_probabilities_are_told_if_asked_for(task):
+    class Likely(ScriptedEngine):
+        def _answer(self, request):
+            drawn = Continuation(text="so", tokens=(5, 6), logprobs=(-0.5, -1.0))
+            return Generated(continuations=(drawn,) * request.head.n)
+
+    def answer(**more):
+        output = run(TASKS[task], INPUTS[task] | more, engine=Likely())
+        return output.model_dump(mode="json")
+
+    assert answer(logprobs=True, n=2)["logprobs"] == [[-0.5, -1.0]] * 2
+    assert answer().keys() == {"text", "texts", "finish"}
 
 
 def test_generate_continues_the_text_as_it_is():

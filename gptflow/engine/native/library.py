@@ -93,6 +93,7 @@ _ITEMS = POINTER(Item)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gf_packed_size": (c_int64, [c_int32, c_int32, c_int32, c_int32]),
     "gf_pack": (None, [c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p]),
+    "gf_on_grid": (c_int32, [c_void_p, c_int32, c_int32]),
     "gf_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int32, c_int32, c_void_p]),
     "gf_linear": (None, [c_void_p, c_void_p, c_int32, c_int32, c_void_p]),
     "gf_summarize": (

@@ -17,10 +17,11 @@ _BLOCK = 64
 
 
 class Format(enum.IntEnum):
-    """Bytes of a number; see linear.h for what each is good for."""
+    """How numbers are kept; see formats.h and grid.h for what each is good for."""
 
     INT8 = 1
     INT16 = 2
+    GRID = 3
 
 
 class Target(Protocol):
@@ -57,7 +58,8 @@ def pack(
     """Quantise linear layers of one input, side by side.
 
     Weights and inputs are cut into blocks of 64 numbers along the input, each with a scale of
-    its own, like "Q8_0" of llama.cpp with its 32.
+    its own, like "Q8_0" of llama.cpp with its 32. Weights to be INT16 that came from a file with
+    4 bits each are recognised, and become GRID: faster, a third of the size, and as exact.
 
     Args:
         modules: `torch.nn.Linear` or `Conv1D`.
@@ -72,6 +74,10 @@ def pack(
     else:
         weight, second = torch.cat(weights) if len(weights) > 1 else weights[0], None
         bias = _bias(modules, weights)
+    if numbers is Format.INT16 and all(
+        library.on_grid(w.data_ptr(), *w.shape) for w in ([weight] if second is None else weights)
+    ):
+        numbers = Format.GRID
     size = library.packed_size(len(weight), inputs, int(gated), numbers)
     packed = torch.empty(size, dtype=torch.uint8)
     library.pack(

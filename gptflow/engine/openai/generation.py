@@ -46,13 +46,16 @@ class Draft:
         self.stop_reason = choice.get("stop_reason", self.stop_reason)
         return piece
 
-    def continuation(self, end_ids: frozenset[int], *, told: bool) -> Continuation:
+    def continuation(
+        self, end_ids: frozenset[int], *, told: bool, every: bool = False
+    ) -> Continuation:
         """The whole of it, without the token that ended it.
 
         Args:
             end_ids: tokens that end an answer, as far as they are known.
             told: the server names the string that ended it, so that where it names none, it
                 was a token.
+            every: list the log-probability of every token.
         """
         ended = self.finish == "stop" and bool(self.tokens)
         by_token = ended and (
@@ -64,6 +67,7 @@ class Draft:
             text=self.text,
             tokens=tuple(self.tokens[:keep]),
             mean_logprob=sum(logprobs) / len(logprobs) if logprobs else 0.0,
+            logprobs=tuple(logprobs) if every else (),
             finish="length" if self.finish == "length" else "stop",
         )
 
@@ -75,6 +79,8 @@ async def generate(caller: Caller, head: Generate, tell: Callable[[Delta], objec
         UnsupportedHead: the server lacks something that the head sets.
         GPTFlowError: what the server answered.
     """
+    if head.logprobs:
+        caller.can.require("logprobs", what="log-probabilities", hint="Leave logprobs out.")
     payload = caller.tokens.payload(caller.request.prompt)
     limit = await _limit(caller, payload, head.max_tokens)
     body = {
@@ -94,7 +100,9 @@ async def generate(caller: Caller, head: Generate, tell: Callable[[Delta], objec
     end_ids, told = caller.tokens.end_ids, caller.server.dialect is dialects.VLLM
     return Generated(
         continuations=tuple(
-            draft.continuation(end_ids, told=told) for drafts, _ in parts for draft in drafts
+            draft.continuation(end_ids, told=told, every=head.logprobs)
+            for drafts, _ in parts
+            for draft in drafts
         ),
         usage=sum((usage for _, usage in parts), Usage()),
     )

@@ -3,7 +3,7 @@
 -- KEYS: the job's key
 -- ARGV: prefix, id, worker, delivery (a number within the worker), seconds of the lease
 -- Returns {"run" or "late", fence, attempt, crashes, submitted, task, envelope, signature,
--- item that it was marked with}, or {why not}:
+-- item that it was marked with, 1 if it was enqueued again by hand}, or {why not}:
 -- "gone", "busy" where it runs or must wait, or the state in which it ended. "late" is a claim,
 -- too: the deadline has passed, and the worker is to record that.
 --
@@ -11,7 +11,7 @@
 local _, id, worker, delivery, lease = unpack(ARGV)
 local key, claimant = job_key(id), worker .. '#' .. delivery
 local held = read(key, 'state', 'claim', 'fence', 'attempt', 'crashes', 'deadline', 'wire', 'sig',
-  'at')
+  'at', 'revived')
 
 local job = place_of(id)
 if not held.state then return { 'gone' } end
@@ -35,4 +35,5 @@ end
 return {
   verdict, tostring(held.fence), tostring(held.attempt), held.crashes or '0', job.submitted, job.task,
   held.wire or '', held.sig or '', held.at or '',
+  held.revived or '',
 }

@@ -40,7 +40,7 @@ end
 -- The fields that say where a job stands and waits.
 local function place_of(id)
   local job = read(job_key(id), 'state', 'class', 'tenant', 'task', 'due', 'items', 'submitted',
-    'batch', 'idem', 'crashes')
+    'batch', 'idem', 'crashes', 'next')
   job.id = id
   job.cost = tonumber(job.items or 1)
   job.plugin = string.match(job.task or '', '^[^.]*')
@@ -179,6 +179,36 @@ local function release_delayed(time, most)
   return #due
 end
 
+-- Batches.
+
+-- Seconds after the last message or result that a batch is kept whose end does not come.
+local PENDING_TTL = 30 * 86400
+
+local function batch_key(id) return P .. 'batch:' .. id end
+
+local function keep_batch(id, seconds)
+  local batch = batch_key(id)
+  for _, key in ipairs({ batch, batch .. ':results', batch .. ':jobs', P .. 's:' .. id }) do
+    call('EXPIRE', key, seconds)
+  end
+end
+
+-- Count a message that was accepted. While a batch is open, its total is what it has so far.
+local function add_message(id, job_id, items)
+  local batch = batch_key(id)
+  if call('EXISTS', batch) == 0 then return end
+  if call('HGET', batch, 'sealed') == '0' then call('HINCRBY', batch, 'total', items) end
+  call('SADD', batch .. ':jobs', job_id)
+  keep_batch(id, PENDING_TTL)
+end
+
+-- Let a batch expire once nothing of it is waited for; `ttl` is for how long it is kept then.
+local function settle_batch(id, ttl)
+  local held = read(batch_key(id), 'total', 'done', 'failed')
+  local ended = tonumber(held.done or 0) + tonumber(held.failed or 0)
+  keep_batch(id, ended >= tonumber(held.total or 0) and ttl or math.max(ttl, PENDING_TTL))
+end
+
 -- Ending.
 
 -- The result of a job that ends without a worker's doing, as `gptflow.result` reads it.
@@ -199,12 +229,14 @@ local function finish(job, state, result, ttl)
   call('HSET', key, 'state', state, 'finished', text(time), 'result', result)
   -- What failed may be tried again by hand; which rows a cancelled message held is asked later.
   if state == 'done' or (state == 'cancelled' and not job.items) then
-    call('HDEL', key, 'wire')
+    if not job.next then call('HDEL', key, 'wire') end
     call('DEL', P .. 'input:' .. job.id)
   else
     call('EXPIRE', P .. 'input:' .. job.id, ttl)
   end
   call('EXPIRE', key, ttl)
+  -- Its worker goes on with what follows at once, or another one does, should that one die.
+  if job.next then call('ZADD', P .. 'outbox', time, job.id) end
   if job.idem then call('EXPIRE', job.idem, ttl) end
   local stream = P .. 's:' .. job.id
   call('XADD', stream, '*', 'kind', 'end')

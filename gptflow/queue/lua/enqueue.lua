@@ -3,12 +3,14 @@
 -- KEYS: the job's key
 -- ARGV: prefix, id, envelope as JSON, class, tenant, task, then any of these names, each with a
 --   value: key (idempotency), deadline, not_before (Unix seconds), items, batch, sig, input (what
---   the envelope's `input_ref` refers to), adopt (1: a doorbell for it has been taken already)
+--   the envelope's `input_ref` refers to), next (1: the envelope says what follows the job),
+--   adopt (1: a doorbell for it has been taken already)
 -- Returns one of
 --   {"accepted", id}
 --   {"known", id}                        this id, or an earlier job's of the same key
 --   {"full", what is full, seconds}      try again in so many seconds
 --   {"memory", percent, seconds}         the server's memory is nearly used up
+--   {"cancelled", batch}                 the batch takes no more messages
 --   {"invalid", why}
 local _, id, wire, class, tenant, task = unpack(ARGV)
 local given = {}
@@ -17,6 +19,9 @@ for index = 7, #ARGV, 2 do given[ARGV[index]] = ARGV[index + 1] end
 if not string.find(id, '^job_[0-9a-f-]+$') or #id > 68 then return { 'invalid', 'id' } end
 if not HORIZON[class] then return { 'invalid', 'class' } end
 if not string.find(tenant, '^[%w_.-]+$') or #tenant > 64 then return { 'invalid', 'tenant' } end
+if given.batch and not string.find(given.batch, '^batch_[0-9a-f-]+$') then
+  return { 'invalid', 'batch' }
+end
 if task == '' or #task > 128 or string.find(task, '[%c/]') then return { 'invalid', 'task' } end
 
 local policy = read(P .. 'policy', 'limit:' .. class, 'limit:tenant', 'memory', 'payload', 'pace')
@@ -31,6 +36,9 @@ if given.key then
   if earlier and call('EXISTS', job_key(earlier)) == 1 then return { 'known', earlier } end
 end
 if call('EXISTS', key) == 1 then return { 'known', id } end
+if given.batch and call('HGET', batch_key(given.batch), 'cancelled') == '1' then
+  return { 'cancelled', given.batch }
+end
 
 -- A message that was sent past this script is in the queue already, limits or not.
 if not given.adopt then
@@ -67,7 +75,7 @@ local fields = {
   'id', id, 'task', task, 'state', 'queued', 'class', class, 'tenant', tenant, 'wire', wire,
   'submitted', job.submitted, 'due', job.due, 'attempt', 0, 'fence', 0, 'crashes', 0,
 }
-for _, name in ipairs({ 'deadline', 'items', 'batch', 'sig' }) do
+for _, name in ipairs({ 'deadline', 'items', 'batch', 'sig', 'next' }) do
   if given[name] then fields[#fields + 1] = name; fields[#fields + 1] = given[name] end
 end
 if idem then fields[#fields + 1] = 'idem'; fields[#fields + 1] = idem end
@@ -75,6 +83,7 @@ if idem then fields[#fields + 1] = 'idem'; fields[#fields + 1] = idem end
 call('HSET', key, unpack(fields))
 if idem then call('SET', idem, id) end
 if given.input then call('SET', P .. 'input:' .. id, given.input) end
+if given.batch then add_message(given.batch, id, job.cost) end
 call('ZADD', P .. 'jobs', time, id)
 call('ZREMRANGEBYRANK', P .. 'jobs', 0, -LISTED - 1)
 tally('accepted:' .. class)

@@ -45,7 +45,7 @@ local function doorbell(job, queue)
     '{"body":%s,"content-encoding":"utf-8","content-type":"application/json","headers":{'
       .. '"lang":"lua","task":"gptflow.run","shadow":%s,"id":%s,"root_id":%s,"parent_id":null,'
       .. '"group":null,"retries":0,"timelimit":[null,null],"argsrepr":%s,"kwargsrepr":"{}",'
-      .. '"ignore_result":true},"properties":{"correlation_id":%s,"delivery_mode":2,'
+      .. '"ignore_result":true,"doorbell":true},"properties":{"correlation_id":%s,"delivery_mode":2,'
       .. '"delivery_info":{"exchange":"","routing_key":%s},"priority":0,"delivery_tag":%s}}',
     cjson.encode('[[' .. id .. '],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'),
     cjson.encode(job.task), id, id, cjson.encode("('" .. job.id .. "',)"), id, cjson.encode(queue),

@@ -17,7 +17,8 @@ call('HDEL', KEYS[1], 'result', 'finished', 'started', 'log', 'deadline')
 job.due = text(time + HORIZON[job.class])
 job.submitted = text(time)
 job.crashes = '0'
-call('HSET', KEYS[1], 'attempt', 0, 'crashes', 0, 'due', job.due, 'submitted', job.submitted)
+call('HSET', KEYS[1], 'revived', 1, 'attempt', 0, 'crashes', 0, 'due', job.due,
+  'submitted', job.submitted)
 call('ZADD', P .. 'jobs', time, id)
 if job.idem then call('SET', job.idem, id) end
 requeue(job)

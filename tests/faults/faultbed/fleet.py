@@ -15,7 +15,10 @@ from faultbed.waiting import wait_until
 from gptflow.config import Settings
 from gptflow.queue.transport import RedisTransport
 
-READY_SECONDS = 60
+READY_SECONDS = 120
+STOP_SECONDS = 90
+
+_KEPT = frozenset({"GPTFLOW_CACHE_DIR"})  # where the real model is
 
 
 class Process:
@@ -57,9 +60,21 @@ class Process:
         self.popen.wait()
 
     def terminate(self, seconds: float = 60) -> int:
-        """TERM, and its exit code."""
+        """TERM, and its exit code. Where none comes, the test fails with what its threads do."""
         self.popen.terminate()
-        return self.popen.wait(seconds)
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.abort()
+        raise AssertionError(f"It did not end in {seconds:g} s after TERM:\n{self.output}")
+
+    def abort(self) -> None:
+        """End it, with the stacks of all its threads in its log."""
+        self.send(signal.SIGABRT)  # PYTHONFAULTHANDLER is set
+        try:
+            self.popen.wait(5)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
 
 class Fleet:
@@ -138,19 +153,22 @@ class Fleet:
             self._kept.join()
 
     def stop(self) -> None:
-        """TERM to all at once, and wait; what does not end is killed."""
+        """TERM to all at once, and wait; what does not end fails the test."""
         self.stop_supervising()
         living = [worker for worker in self.workers if worker.alive]
         for worker in living:
             worker.thaw()
             worker.popen.terminate()
-        until = time.monotonic() + 60
+        until = time.monotonic() + STOP_SECONDS
+        stuck = []
         for worker in living:
             try:
                 worker.popen.wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:
-                worker.kill()
+                worker.abort()
+                stuck.append(worker.output)
         self.workers.clear()
+        assert not stuck, "A worker did not end after TERM:\n" + "\n\n".join(stuck)
 
     def close(self) -> None:
         self.stop_supervising()
@@ -162,9 +180,13 @@ class Fleet:
 
 def environment(plugin: Path, notes: Path) -> dict[str, str]:
     """What processes of this run need to find GPTFlow as it is here, and the plugin."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_") or k in _KEPT}
     paths = [str(plugin), *filter(None, [kept.get("PYTHONPATH")])]
-    return kept | {"PYTHONPATH": os.pathsep.join(paths), "FAULTS_NOTES": str(notes)}
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONFAULTHANDLER": "1",
+        "FAULTS_NOTES": str(notes),
+    }
 
 
 def _state(pid: int) -> str:

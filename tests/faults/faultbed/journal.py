@@ -14,9 +14,14 @@ from faultbed.notes import Notes
 from faultbed.tally import Tally
 from gptflow.client import Client
 from gptflow.config import Settings
+from gptflow.envelope import new_id
+from gptflow.errors import BrokerUnavailable
 from gptflow.job import Job
 from gptflow.queue.transport import RedisTransport
 from gptflow.result import TERMINAL
+
+PATIENCE = 120.0
+"""Seconds for what takes a moment on a machine that has nothing else to do."""
 
 _SLICE = 500
 
@@ -36,6 +41,7 @@ class Journal:
         self.submitted: dict[str, float] = {}
         self.ends: dict[str, list[tuple[str, float]]] = collections.defaultdict(list)
         self.results: dict[str, str] = {}
+        self.refused = 0
         self._store = RedisTransport(settings).store
         self._keys = self._store.keys
         self._news = threading.Condition()
@@ -49,7 +55,20 @@ class Journal:
         self.submitted.setdefault(job.id, time.time())
         return job
 
-    def wait(self, ids: Iterable[str] | None = None, seconds: float = 60) -> None:
+    def submit_surely(self, task: str, input: Any, **options: Any) -> Job:
+        """Submit one job, again and again until the server says that it has it."""
+        key = new_id()
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.submit(task, input, key=key, **options)
+            except BrokerUnavailable:
+                # It is the machine that is busy, and that is not what is tested.
+                self.refused += 1
+                if time.monotonic() > until:
+                    raise
+
+    def wait(self, ids: Iterable[str] | None = None, seconds: float = PATIENCE) -> None:
         """Wait until jobs have ended; by default all that were submitted."""
         waited = set(self.submitted if ids is None else ids)
         self.until(lambda: waited <= self.ends.keys(), seconds, what=waited)
@@ -97,6 +116,8 @@ class Journal:
             # A claim is an attempt, a crash, or was handed back.
             claims = int(record["attempt"]) + int(record["crashes"])
             assert claims <= int(record["fence"]), record
+        if self.refused:
+            print(f"{row}: the server was silent {self.refused} times while jobs were sent")
         return Tally(
             row=row,
             submitted=len(self.submitted),

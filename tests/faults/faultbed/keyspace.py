@@ -6,7 +6,7 @@ from typing import Any
 
 from gptflow.queue.keys import Keys
 
-BASELINE = ("policy", "totals", "jobs", "dead", "_kombu.binding*")
+BASELINE = ("policy", "totals", "jobs", "dead", "schedule:*", "_kombu.binding*")
 """Keys that stay for ever; each of them is bounded."""
 
 OF_THE_KILLED = ("unacked", "unacked_index")

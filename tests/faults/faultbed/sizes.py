@@ -34,12 +34,13 @@ class Sizes:
     cancels: int
     producers: int
     keys: int
-    beat_fires: int
+    beat_kills: int
     beat_kill_every: float
     overload_seconds: float
     streams: int
     maxmemory_mb: int
     real_jobs: int
+    leak_items: int
 
     @property
     def reclaim(self) -> float:
@@ -50,15 +51,15 @@ class Sizes:
 CI = Sizes(
     name="CI",
     lease=3,
-    grace=3,
+    grace=2,
     frozen=5,
     server_frozen=6,
     cut=8,
     kills=30,
     kill_jobs=6000,
     kill_every=1.2,
-    stock_kills=10,
-    stock_jobs=2000,
+    stock_kills=6,
+    stock_jobs=1200,
     pops=20,
     server_kills=5,
     zombie_jobs=64,
@@ -66,12 +67,13 @@ CI = Sizes(
     cancels=1000,
     producers=10,
     keys=1000,
-    beat_fires=2,
-    beat_kill_every=20,
-    overload_seconds=12,
+    beat_kills=5,
+    beat_kill_every=2,
+    overload_seconds=9,
     streams=100,
     maxmemory_mb=24,
-    real_jobs=60,
+    real_jobs=24,
+    leak_items=6400,
 )
 
 NIGHTLY = Sizes(
@@ -93,10 +95,11 @@ NIGHTLY = Sizes(
     cancels=1000,
     producers=10,
     keys=10_000,
-    beat_fires=5,
+    beat_kills=15,
     beat_kill_every=20,
     overload_seconds=60,
     streams=500,
     maxmemory_mb=256,
     real_jobs=400,
+    leak_items=1_000_000,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def wait_until(
-    condition: Callable[[], Any], seconds: float = 20, *, what: Any = "it", every: float = 0.02
+    condition: Callable[[], Any], seconds: float = 60, *, what: Any = "it", every: float = 0.02
 ) -> None:
     """Wait until something in another process is so; `what` names it, or tells how far it is."""
     until = time.monotonic() + seconds

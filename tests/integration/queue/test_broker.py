@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
-from gptflow import config
+from gptflow import config, open_batch
 from gptflow.client import Client
-from gptflow.errors import BrokerUnavailable
+from gptflow.errors import BrokerUnavailable, ConfigError
 from gptflow.queue.control import stats
 from gptflow.queue.embedded import EmbeddedServer
 from gptflow.queue.health import inspect_server
@@ -81,6 +81,7 @@ def test_a_batch_of_which_only_a_part_was_enqueued_is_cancelled(
             return run_all(calls)
 
         monkeypatch.setattr(scripts, "run_all", break_at_the_second_slice)
+        monkeypatch.setattr(open_batch, "_PATIENCE", 0.0)
         with pytest.raises(BrokerUnavailable):
             flow.submit_many("text.generate", ["a secret"] * 5000)
         monkeypatch.undo()
@@ -132,6 +133,24 @@ def test_the_servers_health_can_be_asked(server: Any) -> None:
     health = inspect_server(config.load(redis_url=server.url))
     assert health.description.startswith(("Valkey", "Redis"))
     assert health.eviction == "noeviction"
-    assert health.append_only
+    assert not health.append_only, "it has no folder of its own to keep one in"
     assert health.round_trip_ms < 1000
     assert abs(health.time - time.time()) < 5
+
+
+def test_a_worker_does_not_start_on_a_server_that_may_drop_jobs(
+    tmp_path: Path, start: Callable[..., Any], eventually: Callable[..., None], dead_port: int
+) -> None:
+    with EmbeddedServer(tmp_path / "data", port=dead_port) as server, Client(server.url) as flow:
+        store = flow.transport.store
+        store.client.config_set("maxmemory-policy", "allkeys-lru")
+        refused = start("gptflow_workers.cpu", redis_url=server.url)
+        assert refused.popen.wait(60) == ConfigError.exit_code
+        assert "maxmemory-policy is allkeys-lru" in refused.output
+        assert "config set maxmemory-policy noeviction" in refused.output
+        store.client.config_set("maxmemory-policy", "noeviction")
+        store.client.config_set("appendonly", "no")
+        forgetful = start("gptflow_workers.cpu", redis_url=server.url)
+        eventually(lambda: len(flow.transport.workers()) == 1, 60)
+        assert "keeps no append-only file" in forgetful.output
+        assert forgetful.terminate() == 0

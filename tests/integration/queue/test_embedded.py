@@ -27,7 +27,8 @@ def test_it_answers_once_started_and_is_private() -> None:
         client = connect(server.url)
         assert client.ping()
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
-        assert client.config_get("appendonly")["appendonly"] == "yes"
+        # What it keeps goes with it: a slow disk has no say in how fast it answers.
+        assert client.config_get("appendonly")["appendonly"] == "no"
         client.close()
         folder = Path(server.url.removeprefix("unix://")).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -38,6 +39,7 @@ def test_it_answers_once_started_and_is_private() -> None:
 def test_its_data_outlives_it(tmp_path: Path) -> None:
     for expected in (None, "here"):
         with EmbeddedServer(tmp_path / "data") as server, connect(server.url) as client:
+            assert client.config_get("appendonly")["appendonly"] == "yes"
             assert client.get("key") == expected
             client.set("key", "here")
 

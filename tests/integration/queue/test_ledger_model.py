@@ -7,7 +7,9 @@ replaced with one that the test turns.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -23,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from gptflow.envelope import Envelope, new_id
-from gptflow.queue import scripts
+from gptflow.queue import embedded, scripts
 from gptflow.queue.embedded import EmbeddedServer
 from gptflow.queue.keys import CLASSES
 from gptflow.queue.ledger import Claim
@@ -367,14 +369,28 @@ def turned_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     scripts._hash.cache_clear()
 
 
-def test_the_scripts_do_what_the_model_says(server: EmbeddedServer, turned_clock: None) -> None:
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("program", ["valkey-server", "redis-server"])
+def test_the_scripts_do_what_the_model_says(
+    program: str,
+    turned_clock: None,
+    pytestconfig: pytest.Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if program == "redis-server":
+        found = shutil.which(program)
+        if found is None:
+            pytest.skip("There is no redis-server.")
+        monkeypatch.setattr(embedded, "find_server", lambda: Path(found))
+    # 2,000 steps, or 20,000.
+    examples = 400 if pytestconfig.getoption("--nightly") else 40
     # A server of its own: the machine empties it.
     with EmbeddedServer() as own:
         Ledger.url = own.url
         run_state_machine_as_test(
             Ledger,
             settings=settings(
-                max_examples=40,
+                max_examples=examples,
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

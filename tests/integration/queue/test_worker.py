@@ -275,13 +275,13 @@ def test_an_error_that_may_pass_is_tried_again_and_charged(
 
 
 def test_a_job_that_kills_its_worker_is_found_out_and_its_neighbours_are_not_blamed(
-    own: Client, start_worker: Callable[..., Any]
+    own: Client, start: Callable[..., Any], start_worker: Callable[..., Any]
 ) -> None:
     settings = {"app": own.settings.app, "lease": "0.6"}
     values = ["poison" if number == 20 else number for number in range(40)]
     jobs = [own.submit("bed.poison", {"value": value}) for value in values]
     for _ in range(3):
-        start_worker(**settings).popen.wait(60)
+        assert start("gptflow_workers.cpu", **settings).popen.wait(60) == -signal.SIGKILL
     last = start_worker(**settings)
     results = [job.wait(30) for job in jobs]
     assert [result.state for result in results].count("done") == 39
@@ -296,13 +296,13 @@ def test_a_job_that_kills_its_worker_is_found_out_and_its_neighbours_are_not_bla
 
 
 def test_a_row_that_kills_its_worker_is_found_out_in_its_message(
-    own: Client, start_worker: Callable[..., Any]
+    own: Client, start: Callable[..., Any], start_worker: Callable[..., Any]
 ) -> None:
     settings = {"app": own.settings.app, "lease": "0.6"}
     values = ["poison" if number in (3, 7) else number for number in range(10)]
     batch = own.submit_many("bed.poison", [{"value": value} for value in values])
     for _ in range(4):
-        start_worker(**settings).popen.wait(60)
+        assert start("gptflow_workers.cpu", **settings).popen.wait(60) == -signal.SIGKILL
     last = start_worker(**settings)
     states = [result.error.code if result.error else "ok" for result in batch.results(30)]
     assert states == ["ok"] * 3 + ["GF505"] + ["ok"] * 3 + ["GF505"] + ["ok"] * 2

@@ -39,6 +39,15 @@ class Echo(Task[Value, Any, Answer]):
         return Answer(value=input.value)
 
 
+class Swell(Task[Value, Any, Answer]):
+    """Give back that many megabytes."""
+
+    name = "bed.swell"
+
+    async def run(self, input: Value, ctx: Context) -> Answer:
+        return Answer(value="x" * (input.value << 20))
+
+
 class Sleep(Task[Value, Any, Answer]):
     """Wait for some seconds."""
 
@@ -163,7 +172,7 @@ def _note(line: str) -> None:
 
 @hookimpl
 def register_tasks(register: Any) -> None:
-    for task in (Echo, Sleep, Gate, Words, Spread, Wreck, Hang, Flaky, Mood, Poison):
+    for task in (Echo, Swell, Sleep, Gate, Words, Spread, Wreck, Hang, Flaky, Mood, Poison):
         register(task())
 
 

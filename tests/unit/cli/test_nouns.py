@@ -135,6 +135,19 @@ def test_workers_of_gptflow_up_have_ports_of_their_own() -> None:
     assert ports == ["9464", "9465", "9466"]
 
 
+def test_queue_acl_prints_the_rights_of_a_role_for_the_application(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptflow.queue.acl import rules
+
+    monkeypatch.setenv("GPTFLOW_APP", "shop")
+    outcome = gptflow("queue", "acl", "caller")
+    assert outcome.code == 0
+    assert outcome.out == rules("caller", "shop") + "\n"
+    assert "~gf:{shop}:job:*" in outcome.out
+    assert gptflow("queue", "acl", "root").code == 2
+
+
 def test_a_misspelt_noun_is_answered_with_the_right_one(gptflow: Any) -> None:
     outcome = gptflow("qeue", "show")
     assert outcome.code == 2

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gptflow.queue.memory import MemoryTransport
+from gptflow.transport import Event
 
 
 def test_a_text_is_answered_with_a_text(gptflow: Any) -> None:
@@ -65,6 +69,40 @@ def test_bytes_that_are_not_text_are_refused_not_dropped(
 def test_a_byte_order_mark_is_no_part_of_the_text(gptflow: Any, tmp_path: Path) -> None:
     (tmp_path / "in.json").write_bytes(b'\xef\xbb\xbf{"text": "a", "labels": ["b", "c"]}')
     assert gptflow("run", "text.classify", "@in.json", "--local").code == 0
+
+
+def test_a_text_that_starts_again_starts_on_a_line_of_its_own(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = MemoryTransport.events
+
+    def interrupted(transport: Any, *args: Any) -> Iterator[Event]:
+        yield Event(id="0-1", kind="delta", text="Another")
+        yield Event(id="0-2", kind="reset")
+        yield from events(transport, *args)
+
+    monkeypatch.setattr(MemoryTransport, "events", interrupted)
+    outcome = gptflow("run", "text.chat", "Hi", "--stream", "--local")
+    assert outcome.out == "Another\nA scripted answer.\n"
+    assert "its text starts again" in outcome.err
+
+
+def test_a_text_that_starts_again_the_same_is_printed_once(
+    gptflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = MemoryTransport.events
+
+    def interrupted(transport: Any, *args: Any) -> Iterator[Event]:
+        yield Event(id="0-1", kind="delta", text="A scripted")
+        yield Event(id="0-2", kind="reset")
+        yield from events(transport, *args)
+
+    monkeypatch.setattr(MemoryTransport, "events", interrupted)
+    assert gptflow("run", "text.chat", "Hi", "--stream", "--local").out == "A scripted answer.\n"
+
+
+def test_the_task_that_a_stream_is_asked_of_may_not_exist(gptflow: Any) -> None:
+    assert gptflow("run", "text.chatt", "Hi", "--stream", "--local").code == 4
 
 
 def test_streaming_prints_the_same_text(gptflow: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -25,6 +26,9 @@ from gptflow.engine.native import Library
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.heads import Generate
 from gptflow.request import ModelInfo, Request
+
+_CACHE_HOME = os.environ.get("XDG_CACHE_HOME")
+"""What it was before tests began."""
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -285,7 +289,13 @@ def library(request: pytest.FixtureRequest) -> Library | None:
     if getattr(request, "param", None) != "compiled":
         return None
     try:
-        return native.load()
+        # From the cache that models are in, too, not the test's own: compiling takes long.
+        with pytest.MonkeyPatch.context() as patch:
+            if _CACHE_HOME is None:
+                patch.delenv("XDG_CACHE_HOME", raising=False)
+            else:
+                patch.setenv("XDG_CACHE_HOME", _CACHE_HOME)
+            return native.load()
     except native.Unavailable as reason:
         pytest.skip(str(reason))
 

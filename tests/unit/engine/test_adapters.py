@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from gptflow.errors import (
     AdapterNotFound,
     AdapterTooLarge,
 )
-from gptflow.heads import Generate
+from gptflow.heads import Choose, Generate
+from gptflow.prompt import RenderedPrompt
 from gptflow.request import Request
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -151,6 +153,20 @@ def test_unloading_frees_what_was_computed_with_it(tiny, make_engine, tmp_path):
     assert isinstance(engine.submit(ask(ids, "a")).exception(30), AdapterNotFound)
 
 
+def test_scores_that_are_kept_keep_no_adapter(tiny, make_engine, tmp_path):
+    engine = make_engine()
+    folder = tiny.write_lora(tmp_path)
+    size = engine.load_adapter("a", folder).nbytes
+    head = Choose(labels=("good", "bad"), adapter="a")
+    asked = Request(prompt=tiny.prompt_ids(20), head=head, baseline=RenderedPrompt.plain("N/A"))
+    engine.submit(asked).result(30)
+    engine.load_adapter("a", folder)
+    assert tokens(engine.submit(ask(tiny.prompt_ids(5), "a")))  # a step later
+    gc.collect()
+    stats = engine.stats()
+    assert (stats["baselines"], stats["adapter_bytes"]) == (1, size)
+
+
 def test_a_cancelled_request_lets_go_of_its_adapter(tiny, make_engine, tmp_path):
     folders = [tiny.write_lora(tmp_path / str(i), seed=i) for i in range(2)]
     size = make_engine().load_adapter("a", folders[0]).nbytes
@@ -163,6 +179,32 @@ def test_a_cancelled_request_lets_go_of_its_adapter(tiny, make_engine, tmp_path)
     long = engine.submit(ask(tiny.prompt_ids(256), "a"))  # refused while it is prepared
     assert long.exception(30) is not None
     engine.load_adapter("b", folders[1])
+
+
+def test_a_request_that_is_cancelled_while_its_adapter_is_read(
+    tiny, make_engine, tmp_path, monkeypatch
+):
+    folders = [tiny.write_lora(tmp_path / str(i), seed=i) for i in range(3)]
+    size = make_engine().load_adapter("a", folders[0]).nbytes
+    engine = make_engine(adapter_bytes=size)
+    engine.load_adapter("a", folders[0])
+    engine.load_adapter("b", folders[1])  # in the place of the other
+    reader, reading, go = engine._adapters._reader, threading.Event(), threading.Event()
+    read = reader.read
+
+    def slow(alias, folder):
+        reading.set()
+        assert go.wait(30)
+        return read(alias, folder)
+
+    monkeypatch.setattr(reader, "read", slow)
+    asked = engine.submit(ask(tiny.prompt_ids(20), "a"))
+    assert reading.wait(30)
+    assert asked.cancel()
+    go.set()
+    assert tokens(engine.submit(ask(tiny.prompt_ids(5), None)))  # a step later
+    assert [entry.users for entry in engine._adapters._entries.values()] == [0, 0]
+    assert engine.load_adapter("c", folders[2])
 
 
 def test_two_hundred_adapters_answer_where_four_fit(tiny, make_engine, tmp_path):
@@ -194,6 +236,44 @@ def test_two_hundred_adapters_answer_where_four_fit(tiny, make_engine, tmp_path)
     assert found[7] == tiny.greedy("llama", ids, 5, tiny.merged("llama", folders[7]))
     assert tight.stats()["failures"] == {}
     assert tight.stats()["adapter_reloads"] >= 200
+
+
+def test_two_hundred_adapters_come_and_go_while_others_are_served(tiny, make_engine, tmp_path):
+    folders = [tiny.write_lora(tmp_path / str(i), rank=1, seed=i) for i in range(200)]
+    ids = tiny.prompt_ids(12)
+    roomy = make_engine(model=tiny.make_model("llama", "roomy"))
+    for i, folder in enumerate(folders):
+        size = roomy.load_adapter(f"a{i}", folder).nbytes
+    asked = [roomy.submit(ask(ids, f"a{i}", 5)) for i in range(len(folders))]
+    expected = [tokens(future) for future in asked]
+    assert len(set(expected)) > 100
+    kept = tiny.write_lora(tmp_path / "kept", seed=999)
+    limit = 6 * size + make_engine().load_adapter("a", kept).nbytes
+    engine = make_engine(adapter_bytes=limit)
+    engine.load_adapter("kept", kept)
+    told = threading.Event()
+    answers, longs, most = [], [], 0
+    for i, folder in enumerate(folders):
+        if i % 40 == 0:  # one runs all the time, and is told of each token
+            told.clear()
+            longs.append(engine.submit(ask(ids, "kept", 200, on_delta=lambda _: told.set())))
+            assert told.wait(30)
+        engine.load_adapter(f"a{i}", folder)
+        answers.append(engine.submit(ask(ids, f"a{i}", 5)))
+        engine.unload_adapter(f"a{i}")  # the request has come, and most likely not begun
+        most = max(most, engine.stats()["adapter_bytes"])
+        if i >= 5:
+            answers[i - 5].result(60)
+    assert [tokens(answer) for answer in answers] == expected
+    merged = tiny.greedy("llama", ids, 200, tiny.merged("llama", kept))
+    assert [tokens(long) for long in longs] == [merged] * 5
+    assert size < most <= limit
+    assert list(engine.adapters()) == ["kept"]
+    assert tokens(engine.submit(ask(ids, None, 5)))  # a step later
+    stats = engine.stats()
+    assert stats["failures"] == {}
+    assert stats["adapter_bytes"] == engine.adapters()["kept"].nbytes
+    assert stats["slots_used"] == 0
 
 
 def test_one_that_is_larger_than_the_limit_is_refused_for_good(tiny, make_engine, tmp_path):

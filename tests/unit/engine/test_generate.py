@@ -30,6 +30,42 @@ def test_mean_logprob_is_the_models_own(tiny, make_engine, name):
     assert drawn.finish == "length"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        Generate(max_tokens=9, logprobs=True),
+        Generate(max_tokens=9, n=3, temperature=1.5, top_p=0.9, logprobs=True),
+        Generate(max_tokens=9, repetition_penalty=1.5, logprobs=True),
+    ],
+    ids=["greedy", "sampled", "penalised"],
+)
+def test_the_log_probability_of_every_token(tiny, make_engine, name, head):
+    ids = tiny.prompt_ids(17)
+    engine = make_engine(name, prefill_tokens=8)
+    drawn = engine.submit(Request(prompt=ids, head=head, ignore_eos=True)).result(30).continuations
+    assert len(drawn) == head.n
+    for one in drawn:
+        with torch.inference_mode():
+            rows = tiny.reference(name)(torch.tensor([[*ids, *one.tokens]])).logits[0, 16:-1]
+        expected = rows.log_softmax(-1).gather(1, torch.tensor(one.tokens)[:, None])[:, 0]
+        assert one.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+        assert one.mean_logprob == pytest.approx(sum(one.logprobs) / 9)
+
+
+def test_log_probabilities_are_of_the_tokens_that_are_told(tiny, make_engine):
+    ids = tiny.prompt_ids(17)
+    engine = make_engine()
+    plain = engine.submit(Request(prompt=ids, head=Generate(max_tokens=12), ignore_eos=True))
+    whole = plain.result(30).continuations[0]
+    assert whole.logprobs == ()
+    stop = (whole.text[3:5],)
+    head = Generate(max_tokens=12, stop=stop, logprobs=True)
+    cut = engine.submit(Request(prompt=ids, head=head, ignore_eos=True)).result(30)
+    [one] = cut.continuations
+    assert 0 < len(one.tokens) < 12
+    assert len(one.logprobs) == len(one.tokens)
+
+
 def test_repetition_penalty_equals_transformers(tiny, make_engine, name):
     ids = tiny.prompt_ids(17)
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def error(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 @pytest.mark.parametrize("rows", [1, 5, 6, 13, 400])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 32), (100, 70), (576, 33)])
 def test_linear_layers(kernels, numbers, rows, inputs, outputs):
@@ -54,7 +55,7 @@ def test_linear_layers(kernels, numbers, rows, inputs, outputs):
         assert error(QuantizedLinear(kernels, layer, numbers)(x), layer(x)) < PRECISION[numbers]
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 def test_the_linear_layers_of_gpt2(kernels, numbers):
     layer = Conv1D(40, 90)
     x = torch.randn(2, 3, 90)
@@ -62,7 +63,7 @@ def test_the_linear_layers_of_gpt2(kernels, numbers):
         assert error(QuantizedLinear(kernels, layer, numbers)(x), layer(x)) < PRECISION[numbers]
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 def test_one_large_input_does_not_drown_those_of_other_blocks(kernels, numbers):
     layer = torch.nn.Linear(128, 16, bias=False)
     x = torch.randn(1, 128)
@@ -72,7 +73,7 @@ def test_one_large_input_does_not_drown_those_of_other_blocks(kernels, numbers):
         assert error(QuantizedLinear(kernels, layer, numbers)(x), layer(x)) < PRECISION[numbers]
 
 
-@pytest.mark.parametrize("numbers", Format)
+@pytest.mark.parametrize("numbers", PRECISION)
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
 def test_what_is_not_a_number_stays_in_its_row(kernels, numbers, spoilt):
     layer = torch.nn.Linear(128, 16)
@@ -221,13 +222,19 @@ def test_int8_is_close(tiny, kernels, quantized, make_engine):
 
 
 def test_the_library_is_built_once(monkeypatch, tmp_path, kernels):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "source"  # not the kernels', which take a minute
+    source.mkdir()
+    (source / "kernels.cpp").write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(build, "_SOURCE", source)
     first = build.build()
-    monkeypatch.setattr(subprocess, "run", None)  # compiling again would fail
-    assert build.build() == first
-    assert [path.suffix for path in first.parent.iterdir() if path.suffix != ".lock"].count(
-        ".so"
-    ) == 1
+    assert ctypes.CDLL(str(first)).answer() == 42
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", None)  # compiling again would fail
+        assert build.build() == first
+    assert list(first.parent.glob("*.so")) == [first]
+    (source / "kernels.cpp").write_text('extern "C" int answer() { return 43; }')
+    assert ctypes.CDLL(str(build.build())).answer() == 43
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path, kernels):

@@ -142,6 +142,28 @@ def test_the_trace_of_a_step(tiny, make_engine):
     assert asked.result(30)["phases_ms"]["sampling"] > 0
 
 
+def test_the_trace_names_the_first_of_many_who_wait_for_the_same(tiny, make_engine):
+    engine = make_engine(slots=2)
+    pause = tiny.Pause(engine)
+    first = engine.submit(ask(tiny.prompt_ids(5), 2))
+    assert pause.reached.wait(30)
+    blank = RenderedPrompt.plain("Mood of N/A?")
+    head = Choose(labels=("good", "bad"))
+    requests = [
+        Request(prompt=RenderedPrompt.plain(f"Mood of {i}?"), head=head, baseline=blank)
+        for i in range(20)
+    ]
+    futures = [engine.submit(request) for request in requests]
+    taken_in = tiny.Pause(engine)
+    pause.release()
+    assert taken_in.reached.wait(30)
+    asked = engine.trace()
+    taken_in.release()
+    named = [chunk["requests"] for chunk in asked.result(30)["chunks"]]
+    assert [request.id for request in requests[:8]] in named
+    assert not wait([first, *futures], 60).not_done
+
+
 def test_the_trace_of_a_step_that_fails(tiny, make_engine, monkeypatch):
     engine = make_engine()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -17,8 +19,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gptflow.engine.lora_weights import LoRAWeights
 from gptflow.engine.pending import Pending
 from gptflow.engine.sequence import Decoding, Pooling
+from gptflow.errors import AdapterMemoryFull
 from gptflow.heads import Choose, Embed, Generate, Json, Score
 from gptflow.prompt import Message, RenderedPrompt, Segment
 from gptflow.request import Request
@@ -40,13 +44,20 @@ TEMPLATE = "Answer with one word: positive, negative or neutral. "
 BLANK = RenderedPrompt.plain("N/A")
 
 
-def request_of(kind, words, **more):
-    """A request whose answer depends on its kind and its number of words only."""
+def request_of(kind, words, adapter=None, **more):
+    """A request whose answer depends on its kind, its number of words and its adapter only."""
     text = "the dog sleeps on in the warm sun " * 9
     user = Segment(" ".join(text.split()[:words]), trusted=False)
     prompt = RenderedPrompt((Message(None, (Segment(TEMPLATE, trusted=True), user)),))
     baseline = BLANK if words % 2 else None
-    return Request(prompt=prompt, head=HEADS[kind], baseline=baseline, seed=words, **more)
+    head = dataclasses.replace(HEADS[kind], adapter=adapter)
+    return Request(prompt=prompt, head=head, baseline=baseline, seed=words, **more)
+
+
+@pytest.fixture
+def adapters(tiny, tmp_path):
+    """Folders of adapters, by alias."""
+    return {f"a{i}": tiny.write_lora(tmp_path / str(i), seed=i, rank=2) for i in range(6)}
 
 
 def assert_same(answer, expected):
@@ -79,6 +90,7 @@ def assert_nothing_left(engine):
         assert stats[name] == 0, name
     assert len(engine._intake) == 0
     assert engine._sharing.nbytes == 0
+    assert all(entry.users == 0 for entry in engine._adapters._entries.values())
     assert not engine._scheduler.busy
 
 
@@ -130,42 +142,58 @@ jobs = st.tuples(
     st.sampled_from("abc"),  # tenant
     st.sampled_from([None, None, None, 0, 1, 3, 6, 10]),  # cancelled so many steps later
     st.sampled_from([None, None, None, 1e3, float("inf"), 0.0]),  # seconds to the deadline
+    st.sampled_from([None, None, "a0", "a1", "a2", "a3"]),  # adapter
+    st.sampled_from([None, None, None, "a0", "a1"]),  # an adapter that is loaded anew before it
 )
 
 
-def test_answers_do_not_depend_on_who_else_is_there(tiny, make_engine):
-    alone = make_engine(slots=1, prefix_bytes=0, prefill_tokens=512)
+def test_answers_do_not_depend_on_who_else_is_there(tiny, make_engine, adapters):
+    model = tiny.make_model("llama", "alone")
+    alone = make_engine(model=model, slots=1, prefix_bytes=0, prefill_tokens=512)
     known: dict = {}
 
-    def expected(kind, words):
-        if (kind, words) not in known:
-            future = alone.submit(request_of(kind, words))
-            known[kind, words] = future.exception(60) or future.result()
-        return known[kind, words]
+    def expected(*asked):
+        if asked not in known:
+            future = alone.submit(request_of(*asked))
+            known[asked] = future.exception(60) or future.result()
+        return known[asked]
 
+    for alias, folder in adapters.items():
+        size = alone.load_adapter(alias, folder).nbytes
     token = alone._slots.bytes_per_token
-    engine = make_engine(slots=2, step_tokens=24, prefill_tokens=40, kv_bytes=256 * token)
+    engine = make_engine(
+        slots=2, step_tokens=24, prefill_tokens=40, kv_bytes=256 * token, adapter_bytes=3 * size
+    )
+    for alias, folder in adapters.items():
+        engine.load_adapter(alias, folder)
     timeline = Timeline(engine)
+
+    def load(alias):
+        with contextlib.suppress(AdapterMemoryFull):  # too many are in use
+            engine.load_adapter(alias, adapters[alias])
+
     totals = {"answers": 0}
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(jobs, min_size=3, max_size=24))
     @example(
-        [(0, "long", 9, "batch", "a", None, None)] * 4
-        + [(2, "greedy", 5, "interactive", "b", None, None)] * 4
+        [(0, "long", 9, "batch", "a", None, None, None, None)] * 4
+        + [(2, "greedy", 5, "interactive", "b", None, None, "a1", "a1")] * 4
     )
-    def check(load):
+    def check(given_jobs):
         futures: dict = {}
         ids = []
         things = []
         step = 0
-        for delay, kind, words, job_class, tenant, cancelled, left in load:
+        for delay, kind, words, job_class, tenant, cancelled, left, adapter, anew in given_jobs:
             request = request_of(
-                kind, words, job_class=job_class, tenant=tenant,
+                kind, words, adapter, job_class=job_class, tenant=tenant,
                 deadline=None if left is None else time.time() + left,
             )  # fmt: skip
             ids.append(request.id)
             step += delay
+            if anew is not None:
+                things.append((step, lambda alias=anew: load(alias)))
             things.append((step, lambda r=request: futures.update({r.id: engine.submit(r)})))
             if cancelled is not None:
                 things.append((step + cancelled, lambda r=request: engine.cancel(r.id)))
@@ -174,16 +202,17 @@ def test_answers_do_not_depend_on_who_else_is_there(tiny, make_engine):
             if all(future.done() for future in list(futures.values())):  # no step comes by itself
                 timeline.play(now=True)
             assert not wait(list(futures.values()), 60).not_done
-        while len(futures) < len(load):  # the engine's thread is about to submit the last one
+        while len(futures) < len(given_jobs):  # the engine's thread is about to submit the last one
             assert not wait(list(futures.values()), 60).not_done
         assert not wait(list(futures.values()), 60).not_done
-        for (_, kind, words, *_, cancelled, left), id_ in zip(load, ids, strict=True):
+        for job, id_ in zip(given_jobs, ids, strict=True):
+            _, kind, words, _, _, cancelled, left, adapter, _ = job
             future = futures[id_]
             if future.cancelled():
                 assert cancelled is not None
                 continue
             error = future.exception(0)
-            want = expected(kind, words)
+            want = expected(kind, words, adapter)
             if error is None:
                 assert_same(future.result(), want)
                 totals["answers"] += 1
@@ -197,6 +226,7 @@ def test_answers_do_not_depend_on_who_else_is_there(tiny, make_engine):
     check()
     assert totals["answers"] > 100
     assert engine.stats()["preemptions"] > 0
+    assert engine.stats()["adapter_reloads"] > 0
 
 
 def resident() -> int:
@@ -211,18 +241,23 @@ def alive(kind) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ten_thousand_requests_leave_nothing_behind(tiny, make_engine):
-    engine = make_engine(slots=24, step_tokens=256, prefix_bytes=200_000)
+def test_ten_thousand_requests_leave_nothing_behind(make_engine, adapters):
+    size = make_engine().load_adapter("a", adapters["a0"]).nbytes
+    limit = 4 * size  # two thirds of them
+    engine = make_engine(slots=24, step_tokens=256, prefix_bytes=200_000, adapter_bytes=limit)
+    for alias, folder in adapters.items():
+        engine.load_adapter(alias, folder)
     dice = random.Random(5)
     kinds = [kind for kind in HEADS if kind != "long"]
     before = {kind: alive(kind) for kind in (Pending, Decoding, Pooling)}
+    weights = alive(LoRAWeights) - engine.stats()["adapters_resident"]
 
     def wave(count):
         futures = []
         for _ in range(count):
             kind = dice.choice(kinds)
             request = request_of(
-                kind, dice.randint(1, 6),
+                kind, dice.randint(1, 6), dice.choice([None, None, *adapters]),
                 job_class=dice.choice(["interactive", "standard", "batch"]),
                 tenant=f"tenant {dice.randrange(300)}",
                 plugin=dice.choice("pq"),
@@ -236,6 +271,10 @@ def test_ten_thousand_requests_leave_nothing_behind(tiny, make_engine):
             futures.append(engine.submit(request))
             if dice.random() < 0.15:
                 dice.choice(futures[-40:]).cancel()
+            if dice.random() < 0.02:
+                alias = dice.choice(list(adapters))
+                with contextlib.suppress(AdapterMemoryFull):  # too many are in use
+                    engine.load_adapter(alias, adapters[alias])
         assert not wait(futures, 120).not_done
         engine.submit(request_of("mean", 1)).result(60)
         return sum(not f.cancelled() and f.exception() is None for f in futures)
@@ -251,6 +290,8 @@ def test_ten_thousand_requests_leave_nothing_behind(tiny, make_engine):
     assert stats["cancelled"] > 100
     assert stats["failures"].keys() <= {"GF504", "GF700"}
     assert stats["prefix_bytes"] <= 200_000
+    assert stats["adapter_bytes"] <= limit
+    assert stats["adapter_reloads"] > 100
     assert stats["baselines"] <= 1024
     assert len(engine._deadlines) < 2500
     for line in engine._scheduler._waiting._lines.values():
@@ -258,6 +299,7 @@ def test_ten_thousand_requests_leave_nothing_behind(tiny, make_engine):
             assert len(queue._queues) <= 2
     engine._outcomes.close()  # what is under way there holds what it works on
     assert {kind: alive(kind) for kind in before} == before
+    assert alive(LoRAWeights) == weights + stats["adapters_resident"]
     gc.collect()
     assert resident() - warm < 48 << 20
     assert json.dumps(stats)

@@ -26,8 +26,8 @@ CHINESE = (
 def model():
     try:
         return ModelStore(config.load().cache_dir, offline=True).find("gemma-3-270m")
-    except ModelNotFound as error:
-        pytest.skip(str(error))
+    except ModelNotFound:
+        pytest.skip("whoever agrees to its terms: GPTFLOW_ACCEPT_LICENCES=gemma make test")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_chinese_character_takes_less_than_a_token(vocabulary):
     assert len(vocabulary.encode_text(CHINESE)) / len(CHINESE) < 0.75
 
 
-def test_the_engine_goes_on_past_the_window_as_transformers_does(model, vocabulary):
+def test_the_engine_goes_on_as_transformers_does(model, vocabulary):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from gptflow.engine import TorchEngine
@@ -65,19 +65,25 @@ def test_the_engine_goes_on_past_the_window_as_transformers_does(model, vocabula
         model.path, local_files_only=True, dtype=torch.float32
     )
     text = "".join(f"{n}. The river runs past town {n}. " for n in range(1, 90))[:2200]
-    ids = (2, *vocabulary.encode_text(text))
-    window = gpt.config.sliding_window
-    assert len(ids) > window + 30
-    with torch.inference_mode():
+    prompts = [(2, *vocabulary.encode_text(part)) for part in (text, "上海是中国最大的城市，")]
+    assert len(prompts[0]) > gpt.config.sliding_window + 30
+    expected = []
+    for ids in prompts:
         tensor = torch.tensor([ids])
-        out = gpt.generate(
-            tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=8, do_sample=False
-        )
+        with torch.inference_mode():
+            out = gpt.generate(
+                tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=8, do_sample=False
+            )
+        expected.append(tuple(out[0, len(ids) :].tolist()))
     info = ModelInfo(id="gemma", sha256=model.sha256, context=model.context)
     engine = TorchEngine(gpt, vocabulary, info, slots=2, slot_tokens=1024, prefill_tokens=200)
     try:
-        asked = Request(prompt=ids, head=Generate(max_tokens=8), ignore_eos=True)
-        drawn = engine.submit(asked).result(120).continuations[0].tokens
+        head = Generate(max_tokens=8)
+        futures = [
+            engine.submit(Request(prompt=ids, head=head, ignore_eos=True)) for ids in prompts
+        ]
+        drawn = [future.result(120).continuations[0] for future in futures]
     finally:
         engine.close()
-    assert drawn == tuple(out[0, len(ids) :].tolist())
+    assert [one.tokens for one in drawn] == expected
+    assert "\u4e00" <= drawn[1].text[0] <= "\u9fff"

@@ -38,3 +38,11 @@ def test_a_password_of_a_unix_socket_stays_out_of_celerys_log() -> None:
     shown = BrokerConnection(for_kombu("unix://:hunter2@/tmp/redis.sock")).as_uri()
     assert "hunter2" not in shown
     assert "/tmp/redis.sock" in shown
+
+
+def test_more_than_a_hundred_threads_can_wait_at_once() -> None:
+    client = open_client("redis://localhost")
+    pool = client.connection_pool
+    connections = [pool.make_connection() for _ in range(500)]  # none of them connects
+    assert len(connections) == 500
+    client.close()

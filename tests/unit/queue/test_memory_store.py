@@ -48,6 +48,7 @@ def submit_batch(store: MemoryStore, messages: int) -> tuple[str, list[str]]:
     ]
     store.open_batch(record)
     store.enqueue_batch(record.id, [packed(store, chunk) for chunk in chunks])
+    store.seal_batch(record.id)
     return record.id, [chunk.id for chunk in chunks]
 
 
@@ -65,7 +66,7 @@ def test_a_forgotten_job_takes_its_input_its_events_and_its_key_with_it(
     with pytest.raises(JobNotFound):
         store.job(old)
     with pytest.raises(InvalidInput):
-        store.load_aside(store.input_key(old))
+        store.load_aside(old, 100)
     assert store.read_events(old, "0", 0) == []
     assert [record.id for record in store.jobs(None, 9)] == newer[::-1]
     assert submit(store, key="k") != old
@@ -99,4 +100,4 @@ def test_a_batch_is_forgotten_with_the_last_of_its_jobs(store: MemoryStore) -> N
 def test_a_job_that_has_not_ended_is_never_forgotten(store: MemoryStore) -> None:
     waiting = [submit(store) for _ in range(5)]
     assert {record.id for record in store.jobs(None, 9)} == set(waiting)
-    assert store.load_aside(store.input_key(waiting[0])) == '"x"'
+    assert store.load_aside(waiting[0], 100) == '"x"'

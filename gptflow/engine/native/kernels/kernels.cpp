@@ -65,8 +65,13 @@ int64_t gf_packed_size(int32_t outputs, int32_t inputs, int32_t gated, int32_t f
 
 void gf_pack(const float* weight, const float* second, int32_t outputs, int32_t inputs,
              int32_t format, uint8_t* packed) {
-  if (format == kNarrow) pack<kNarrow>(weight, second, outputs, inputs, packed);
-  else pack<kWide>(weight, second, outputs, inputs, packed);
+  with_format(format, [&](auto f) {
+    pack<decltype(f)::value>(weight, second, outputs, inputs, packed);
+  });
+}
+
+int32_t gf_on_grid(const float* weight, int32_t outputs, int32_t inputs) {
+  return on_grid(weight, outputs, inputs);
 }
 
 void gf_rms_norm(const float* x, const float* weight, float epsilon, int32_t rows, int32_t width,

@@ -1,73 +1,14 @@
-// Linear layers over integers: weights and inputs in blocks of 64 numbers with a scale each.
-//
-// There are two formats. Wide ones have 13 bits and a sign, which is as good as float32 for all
-// that a model of language says, at half the speed of narrow ones, which have 7 bits and a sign.
-//
-// A narrow weight is stored as the unsigned byte q + 128 and a narrow input as a signed one,
-// because the dot-product instruction multiplies unsigned by signed, and the signed side can be
-// read from memory once per row. What the 128 adds, 128 times the sum of the row's block, is
-// where the integer sum starts from, with the sign turned.
+// Linear layers over integers; formats.h says which.
 #pragma once
 
-#include "common.h"
-#include "norm.h"
+#include "formats.h"
+#include "grid.h"
 
 namespace gptflow {
 
-enum Format : int32_t { kNarrow = 1, kWide = 2 };  // bytes of a number
-
-// The largest number of a format. 64 products of two wide ones add up to less than 2^31.
-template <int F>
-constexpr float kTop = F == kNarrow ? 127.0f : 5790.0f;
-
-struct Linear {
-  int32_t outputs;       // columns, of gate and up together for a gated layer
-  int32_t inputs;        // padded to whole blocks
-  const uint8_t* packed; // [tile][block]: steps of 32 columns x 4 bytes, then 32 scales
-  const float* bias;     // or null
-  int32_t gated;         // a tile holds sixteen gates and the sixteen ups of the same columns
-  int32_t format;
-};
-
-constexpr size_t kTileScales = kTile * sizeof(float);
-
-template <int F>
-constexpr size_t kTileBlock = kBlock * kTile * F + kTileScales;
-
-inline size_t tile_block(int format) {
-  return format == kNarrow ? kTileBlock<kNarrow> : kTileBlock<kWide>;
-}
-
-// Rows of inputs as integers.
-struct Rows {
-  std::vector<uint8_t> numbers;  // [rows][inputs] of a format
-  std::vector<float> scales;     // [rows][blocks]
-  std::vector<int32_t> starts;   // [rows][blocks], of narrow ones
-  int inputs = 0, format = kNarrow;
-
-  void resize(int rows, const Linear& linear) {
-    inputs = linear.inputs;
-    format = linear.format;
-    const size_t blocks = static_cast<size_t>(rows) * (inputs / kBlock);
-    if (scales.size() < blocks) {
-      scales.resize(blocks);
-      starts.resize(blocks);
-    }
-    if (numbers.size() < blocks * kBlock * format) numbers.resize(blocks * kBlock * format);
-  }
-};
-
 template <int F>
 inline void quantize_block(const __m512 x[4], uint8_t* numbers, float* scale, int32_t* start) {
-  __m512 peak = _mm512_setzero_ps();
-  for (int i = 0; i < 4; ++i) peak = _mm512_max_ps(_mm512_abs_ps(x[i]), peak);
-  const float top = _mm512_reduce_max_ps(peak);
-  // 0 * inf is not a number, nor is NaN times anything: what is spoiled stays so.
-  __m512 spoiled = _mm512_setzero_ps();
-  for (int i = 0; i < 4; ++i)
-    spoiled = _mm512_fmadd_ps(x[i], _mm512_setzero_ps(), spoiled);
-  *scale = top / kTop<F> + _mm512_reduce_add_ps(spoiled);
-  const __m512 factor = _mm512_set1_ps(top > 0 ? kTop<F> / top : 0.0f);
+  const __m512 factor = scale_block<F>(x, scale);
   __m512i sum = _mm512_setzero_si512();
   for (int i = 0; i < 4; ++i) {
     const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], factor));
@@ -91,9 +32,12 @@ inline void quantize_row(const float* x, int width, Rows& rows, int row) {
       v[i] = _mm512_maskz_loadu_ps(lanes(width - at), x + at);
     }
     const size_t at = static_cast<size_t>(row) * blocks + b;
-    uint8_t* numbers = rows.numbers.data() + at * kBlock * rows.format;
-    const auto quantize = rows.format == kNarrow ? quantize_block<kNarrow> : quantize_block<kWide>;
-    quantize(v, numbers, &rows.scales[at], &rows.starts[at]);
+    with_format(rows.format, [&](auto format) {
+      constexpr int F = decltype(format)::value;
+      uint8_t* numbers = rows.numbers.data() + at * kRowBlock<F>;
+      if constexpr (F == kGrid) quantize_pairs(v, numbers, &rows.scales[at], &rows.sums[at * kParts]);
+      else quantize_block<F>(v, numbers, &rows.scales[at], &rows.starts[at]);
+    });
   }
 }
 
@@ -123,19 +67,10 @@ inline __m512i dot(__m512i sum, __m512i weights, __m512i inputs) {
   else return _mm512_dpwssd_epi32(sum, weights, inputs);
 }
 
-// How far ahead weights are asked for. Processors stop guessing at the end of a page, which
-// leaves a third of the memory's speed unused.
-constexpr int kAhead = 4096;
-
 // Rows that share what is read of the weights. Their integer sums fill half the registers; the
-// scaled ones wait in memory, as they are wanted once a block.
-constexpr int kRowsAtOnce = 8;
-
-// What to ask for in passing, so many cache lines with every block.
-struct Ahead {
-  const uint8_t* at;
-  int lines;
-};
+// scaled ones wait in memory, as they are wanted once a block. On a grid they are wanted twice.
+template <int F>
+constexpr int kRowsAtOnce = F == kGrid ? 6 : 8;
 
 // Integer sums of R rows with one tile, scaled and added up block by block. The first rows to use
 // a tile ask for its own memory a little ahead; the others ask for that of the next tile.
@@ -191,25 +126,30 @@ inline void tile_rows(const uint8_t* packed, const Rows& rows, int first, int co
                       const Use& use) {
   // The passes after the first one share out what they ask for of the next tile.
   const size_t bytes = blocks * kTileBlock<F>;
-  const int others = (count - 1) / kRowsAtOnce;
+  constexpr int kMost = kRowsAtOnce<F>;
+  const int others = (count - 1) / kMost;
   const size_t share = others ? (bytes / others + 63) / 64 * 64 : 0;
   Ahead ahead{packed + bytes, static_cast<int>((share / 64 + blocks - 1) / blocks)};
   const auto run = [&](auto size, auto is_first) {
     constexpr int R = decltype(size)::value;
     constexpr bool kFirst = decltype(is_first)::value;
     __m512 total[R][2];
-    tile_product<F, R, kFirst>(packed, rows, first, blocks, kFirst ? Ahead{packed, 0} : ahead, total);
+    const Ahead next = kFirst ? Ahead{packed, 0} : ahead;
+    if constexpr (F == kGrid) grid_product<R, kFirst>(packed, rows, first, blocks, next, total);
+    else tile_product<F, R, kFirst>(packed, rows, first, blocks, next, total);
     if (!kFirst) ahead.at += share;
     for (int r = 0; r < R; ++r) use(first + r, total[r]);
     first += R;
     count -= R;
   };
-  const bool alone = count <= kRowsAtOnce;
-  if (count >= kRowsAtOnce) run(std::integral_constant<int, kRowsAtOnce>{}, std::true_type{});
-  while (count >= kRowsAtOnce) run(std::integral_constant<int, kRowsAtOnce>{}, std::false_type{});
+  const bool alone = count <= kMost;
+  if (count >= kMost) run(std::integral_constant<int, kMost>{}, std::true_type{});
+  while (count >= kMost) run(std::integral_constant<int, kMost>{}, std::false_type{});
   const auto rest = [&](auto size) {
-    if (alone) run(size, std::true_type{});
-    else run(size, std::false_type{});
+    if constexpr (decltype(size)::value < kMost) {
+      if (alone) run(size, std::true_type{});
+      else run(size, std::false_type{});
+    }
   };
   switch (count) {
     case 7: rest(std::integral_constant<int, 7>{}); break;
@@ -231,19 +171,18 @@ inline void for_each_tile(const Linear& linear, const Rows& rows, int count, con
   // Many rows in one go would push their own inputs out of the second-level cache.
   constexpr int kGroupRows = 192;
   const int groups = (count + kGroupRows - 1) / kGroupRows;
-  const int each = round_up((count + groups - 1) / groups, kRowsAtOnce);
+  const int at_once = linear.format == kGrid ? kRowsAtOnce<kGrid> : kRowsAtOnce<kWide>;
+  const int each = round_up((count + groups - 1) / groups, at_once);
 #pragma omp parallel for collapse(2) schedule(static)
   for (int tile = 0; tile < tiles; ++tile)
     for (int group = 0; group < groups; ++group) {
       const int first = group * each;
-      const auto run = [&](auto format) {
+      with_format(linear.format, [&](auto format) {
         constexpr int F = decltype(format)::value;
         tile_rows<F>(linear.packed + static_cast<size_t>(tile) * blocks * kTileBlock<F>, rows,
                      first, std::min(each, count - first), blocks,
                      [&](int row, const __m512 sums[2]) { use(tile, row, sums); });
-      };
-      if (linear.format == kNarrow) run(std::integral_constant<int, kNarrow>{});
-      else run(std::integral_constant<int, kWide>{});
+      });
     }
 }
 
@@ -284,6 +223,38 @@ inline void multiply_gated(const Linear& linear, const Rows& rows, int count, in
   });
 }
 
+// Packs one block of the tile that begins with output `first`.
+template <int F>
+inline void pack_block(const float* weight, const float* second, int outputs, int inputs, int first,
+                       int block, uint8_t* to) {
+  float* scales = reinterpret_cast<float*>(to + kBlock * kTile * F);
+  for (int column = 0; column < kTile; ++column) {
+    const bool in_second = second && column >= kLanes;
+    const int row = first + (in_second ? column - kLanes : column);
+    const float* matrix = in_second ? second : weight;
+    float values[kBlock], top = 0;
+    for (int k = 0; k < kBlock; ++k) {
+      const int input = block * kBlock + k;
+      const bool real = row < outputs && input < inputs;
+      values[k] = real ? matrix[static_cast<size_t>(row) * inputs + input] : 0.0f;
+      top = std::max(top, std::fabs(values[k]));
+    }
+    scales[column] = top / kTop<F>;
+    const float factor = top > 0 ? kTop<F> / top : 0.0f;
+    for (int k = 0; k < kBlock; ++k) {
+      const int q = static_cast<int>(std::nearbyint(values[k] * factor));
+      constexpr int kPerStep = 4 / F;
+      uint8_t* at = to + (k / kPerStep) * 128 + column * 4 + k % kPerStep * F;
+      if constexpr (F == kNarrow) {
+        *at = static_cast<uint8_t>(q + 128);
+      } else {
+        const int16_t wide = static_cast<int16_t>(q);
+        std::memcpy(at, &wide, sizeof wide);
+      }
+    }
+  }
+}
+
 // Packs `weight` [outputs][inputs]. For a gated layer `weight` holds the gates and `second` the
 // ups: sixteen of each make a tile.
 template <int F>
@@ -296,32 +267,8 @@ inline void pack(const float* weight, const float* second, int outputs, int inpu
   for (int tile = 0; tile < tiles; ++tile)
     for (int b = 0; b < blocks; ++b) {
       uint8_t* to = packed + (static_cast<size_t>(tile) * blocks + b) * kTileBlock<F>;
-      float* scales = reinterpret_cast<float*>(to + kBlock * kTile * F);
-      for (int column = 0; column < kTile; ++column) {
-        const bool in_second = second && column >= kLanes;
-        const int row = tile * per_tile + (in_second ? column - kLanes : column);
-        const float* matrix = in_second ? second : weight;
-        float values[kBlock], top = 0;
-        for (int k = 0; k < kBlock; ++k) {
-          const int input = b * kBlock + k;
-          const bool real = row < outputs && input < inputs;
-          values[k] = real ? matrix[static_cast<size_t>(row) * inputs + input] : 0.0f;
-          top = std::max(top, std::fabs(values[k]));
-        }
-        scales[column] = top / kTop<F>;
-        const float factor = top > 0 ? kTop<F> / top : 0.0f;
-        for (int k = 0; k < kBlock; ++k) {
-          const int q = static_cast<int>(std::nearbyint(values[k] * factor));
-          constexpr int kPerStep = 4 / F;
-          uint8_t* at = to + (k / kPerStep) * 128 + column * 4 + k % kPerStep * F;
-          if constexpr (F == kNarrow) {
-            *at = static_cast<uint8_t>(q + 128);
-          } else {
-            const int16_t wide = static_cast<int16_t>(q);
-            std::memcpy(at, &wide, sizeof wide);
-          }
-        }
-      }
+      if constexpr (F == kGrid) pack_grid(weight, second, outputs, inputs, tile * per_tile, b, to);
+      else pack_block<F>(weight, second, outputs, inputs, tile * per_tile, b, to);
     }
 }
 

@@ -73,4 +73,4 @@ def register_tasks(register: Any) -> None:
 
 @hookimpl
 def register_schedules(register: Any) -> None:
-    register("tick", task="faults.work", cron="* * * * *", input={"number": 1})
+    register("tick", task="faults.work", every=1.0, policy="skip", input={"number": 1})

@@ -1,5 +1,6 @@
 """Every head on what vLLM and llama.cpp really answered (see `record.py`)."""
 
+import dataclasses
 import math
 
 import pytest
@@ -73,6 +74,16 @@ def test_plain_text_is_continued(ask, remote):
     assert generated.continuations[0].tokens == (4011, 30, 198, 198)
     assert generated.continuations[0].mean_logprob == pytest.approx(-0.7727, abs=1e-3)
     assert (generated.usage.tokens_in, generated.usage.tokens_out) == (5, 4)
+
+
+@pytest.mark.parametrize("name", ["plain", "chat"])
+def test_every_tokens_log_probability_is_told_if_asked_for(ask, record, name):
+    assert ask(name).continuations[0].logprobs == ()
+    head = dataclasses.replace(record.SCENARIO[name]["head"], logprobs=True)
+    one = ask(name, head=head).continuations[0]
+    assert len(one.logprobs) == len(one.tokens) > 0
+    assert all(value <= 0 for value in one.logprobs)
+    assert sum(one.logprobs) / len(one.logprobs) == pytest.approx(one.mean_logprob)
 
 
 def test_token_ids_are_continued(ask):

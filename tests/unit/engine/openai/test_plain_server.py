@@ -74,6 +74,7 @@ def test_text_arrives_in_one_piece_where_the_server_cannot_stream(remote):
         (ASK, Generate(temperature=1.0, top_k=5), "top_k"),
         (ASK, Generate(temperature=1.0, min_p=0.1), "min_p"),
         (ASK, Generate(repetition_penalty=1.1), "repetition_penalty"),
+        (ASK, Generate(logprobs=True), "log-probabilities"),
         (ASK, Json(schema={"type": "integer"}), "no JSON schema"),
         (ASK, Choose(labels=("a", "b")), "log-probabilities"),
         (RenderedPrompt.plain("a"), Generate(), "completions of plain text"),

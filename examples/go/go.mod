@@ -1,0 +1,3 @@
+module gptflow.example/run
+
+go 1.19
