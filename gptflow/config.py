@@ -200,13 +200,15 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError('give JSON: {"a-tenant": 2}') from None
 
-<<<<<<< HEAD
-    @field_validator("cache_dir", "data_dir", "adapters", "openai_tokenizer")
-=======
     @field_validator(
-        "cache_dir", "data_dir", "openai_tokenizer", "tls_ca", "tls_certificate", "tls_key"
+        "cache_dir",
+        "data_dir",
+        "adapters",
+        "openai_tokenizer",
+        "tls_ca",
+        "tls_certificate",
+        "tls_key",
     )
->>>>>>> ad2f7c3b5e657aa7352b9ed37b6dbbf3ba02d8cc
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()

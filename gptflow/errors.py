@@ -363,7 +363,7 @@ class AdapterNotSaved(EngineError):
 class TrainingError(GPTFlowError):
     """A training run cannot begin, or cannot go on."""
 
-    code, exit_code = "GF900", 12
+    code, exit_code = "GF900", 13
 
 
 class LossNotFinite(TrainingError):

@@ -54,12 +54,8 @@ Exit codes:
   3 invalid input           9 some rows of a batch failed
   4 no such task, plugin   10 a setting is wrong
   5 Redis is unreachable   11 the queue is full
-<<<<<<< HEAD
-                           12 training failed, a gate was missed
-                          130 interrupted
-=======
-130 interrupted            12 a job is not signed
->>>>>>> ad2f7c3b5e657aa7352b9ed37b6dbbf3ba02d8cc
+                           12 a job is not signed
+130 interrupted            13 training failed, a gate was missed
 """
 
 

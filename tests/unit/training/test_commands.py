@@ -66,7 +66,7 @@ def test_from_rows_to_a_promoted_adapter_and_back(gptflow: Invoke, rows: str) ->
 
     # A random model loses to naive Bayes, and is not promoted unless somebody insists.
     code, _, err = gptflow("adapters", "promote", "topic")
-    assert code == 12
+    assert code == 13
     assert "a simple model reaches" in err
     code, out, err = gptflow("adapters", "promote", "topic", "--force", "--json")
     assert code == 0, err
@@ -153,7 +153,7 @@ def test_a_run_is_resumed_by_name(
     assert json.loads(out)["state"] == "done"
     assert calls[3] == 3  # the step that Ctrl-C came in was finished, and is not done again
     code, _, err = gptflow("train", "--resume", row["run"])
-    assert code == 12
+    assert code == 13
     assert "is done" in err
 
 
@@ -194,12 +194,12 @@ def test_data_sets_that_know_one_head_each_are_trained_on_together(
         (("tiny.topik", "--data", "ROWS"), 4, "Did you mean 'tiny.topic'"),
         (("tiny.topic", "--data", "nowhere.jsonl"), 3, "nowhere.jsonl"),
         (("tiny.topic", "--data", "ROWS", "--gate", "accuracy"), 2, "FIGURE=VALUE"),
-        (("tiny.topic", "--data", "ROWS", "--adapter", "mood"), 12, "GF904"),
+        (("tiny.topic", "--data", "ROWS", "--adapter", "mood"), 13, "GF904"),
         (("tiny.topic", "--data", "ROWS", "--dev-share", "2"), 10, "dev"),
         (("tiny.topic", "--data", "ROWS", "--method", "head", "--layers", "upper"), 10, "layers"),
         (("--resume", "nothing"), 4, "GF902"),
         (("tiny.topic", "--resume", "last"), 2, "--resume takes"),
-        (("tiny.names", "--data", "ROWS"), 12, "not trained on labels"),
+        (("tiny.names", "--data", "ROWS"), 13, "not trained on labels"),
     ],
 )
 def test_what_is_wrong_is_told(
