@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gptflow.engine.loader import check_config, no_progress_bar
 from gptflow.engine.lora_weights import find_projections
 from gptflow.errors import ConfigError, ModelCorrupt, NotTrainable
+from gptflow.training.dropout import ByteDropout
 from gptflow.training.settings import TrainingSettings
 
 _ADAPTER = "default"
@@ -93,6 +94,9 @@ class Backbone:
             torch.manual_seed(settings.seed)
             self._peft = peft.get_peft_model(self.model, config)
         self._peft.peft_config[_ADAPTER].base_model_name_or_path = model_id
+        for name, module in self.model.named_modules():
+            if name.endswith("lora_dropout"):
+                module[_ADAPTER] = ByteDropout(settings.dropout)
 
     @property
     def has_lora(self) -> bool:
