@@ -40,6 +40,7 @@ class TrainingSettings(BaseModel):
         patience: evaluations without a better figure after which to stop; the best weights are
             kept.
         dev: share of the rows to put aside as the development split.
+        keep_repeats: train on rows, too, that repeat another training row, or a held-out one.
         class_weights: weigh a label by the root of how rare it is.
         pairwise: of scores, learn which of two candidates of a query is the better one; otherwise
             learn each score by itself.
@@ -68,6 +69,7 @@ class TrainingSettings(BaseModel):
     evaluations: Annotated[int, Field(ge=1)] = 2
     patience: Annotated[int, Field(ge=1)] = 3
     dev: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    keep_repeats: bool = False
     class_weights: bool = False
     pairwise: bool = True
     storage: Literal["float16", "float32"] = "float16"

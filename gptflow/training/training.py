@@ -23,6 +23,7 @@ from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.data.duplicates import find_duplicates
 from gptflow.training.data.reading import read
+from gptflow.training.data.repeats import leave_out_repeats
 from gptflow.training.data.rows import Row, ScoredPair
 from gptflow.training.data.source import Kind, Source
 from gptflow.training.data.splits import split
@@ -290,6 +291,11 @@ class _Training:
             kind: Any = file.kind
             parts[file.split] += read(path, kind, Source(**file.source)).require()
         train = [_grouped(row) for row in parts["train"]]
+        if not self._settings.keep_repeats:
+            distinct = leave_out_repeats(train, [*parts["dev"], *parts["test"]])
+            if len(distinct.rows) < len(train):
+                self._watch.note(f"{distinct}")
+            train = list(distinct.rows)
         if parts["dev"]:
             return train, parts["dev"], parts["test"]
         method: Any = "grouped" if all(row.group for row in train) else "stratified"
