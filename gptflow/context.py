@@ -236,7 +236,9 @@ class JobContext:
         named = raw.by_head.items() if isinstance(raw, Choices) else [("", cast(Chosen, raw))]
         for name, chosen in named:
             sure = chosen.probs[chosen.label]
-            if sure < chosen.threshold:
+            if not chosen.in_scope:
+                self.abstain(f"the text is about none of the {f'{name} ' if name else ''}labels")
+            elif sure < chosen.threshold:
                 which = f"{name} {chosen.label!r}" if name else repr(chosen.label)
                 self.abstain(f"{which} has probability {sure:.2f}, below {chosen.threshold:.2f}")
 

@@ -58,6 +58,12 @@ _SETTINGS = (
         help="Train on rows that repeat others, or rows of the test.",
     ),
     click.option("--class-weights", is_flag=True, default=None, help="Rare labels weigh more."),
+    click.option(
+        "--in-scope",
+        type=_POSITIVE,
+        metavar="SHARE",
+        help="Of the development rows whose energy a text needs to be about any label.",
+    ),
     click.option("--pairwise/--pointwise", default=None, help="Of scores.  [default: pairwise]"),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),

@@ -42,6 +42,8 @@ class TrainingSettings(BaseModel):
         dev: share of the rows to put aside as the development split.
         keep_repeats: train on rows, too, that repeat another training row, or a held-out one.
         class_weights: weigh a label by the root of how rare it is.
+        in_scope: of labels, the share of the development rows that are to be found about one of
+            the labels. A text whose energy is less than theirs is about none of them.
         pairwise: of scores, learn which of two candidates of a query is the better one; otherwise
             learn each score by itself.
         storage: what LoRA's matrices are rounded to, before they are evaluated and saved.
@@ -71,6 +73,7 @@ class TrainingSettings(BaseModel):
     dev: Annotated[float, Field(gt=0, lt=1)] = 0.1
     keep_repeats: bool = False
     class_weights: bool = False
+    in_scope: Annotated[float, Field(gt=0, lt=1)] | None = None
     pairwise: bool = True
     storage: Literal["float16", "float32"] = "float16"
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0

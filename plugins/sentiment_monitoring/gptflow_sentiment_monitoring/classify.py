@@ -88,7 +88,7 @@ class ClassifyPost(Task[Post, Choices, Classified]):
                 verbalizers={topic: f" {word}" for topic, word in WORDS.items()},
                 fallback=Prompt.file("topic.j2", truncate="post"),
             ),
-        }
+        },
     )
 
     def prepare(self, input: Post) -> Variables:
