@@ -18,7 +18,7 @@ from gptflow.errors import GPTFlowError, ResumeRefused, UnreadableFile
 from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
-from gptflow.training import artefact, checkpoint
+from gptflow.training import activations, artefact, checkpoint
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.data.duplicates import find_duplicates
@@ -231,7 +231,7 @@ class _Training:
             report.write(self._run.folder / f"report-{name}")
         watch.note("saving, and asking the engine the same")
         self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
-        for left in (checkpoint.FILE, "lower.f32", "lower.json"):
+        for left in (checkpoint.FILE, activations.STATES, activations.NOTE):
             (self._run.folder / left).unlink(missing_ok=True)
         self._record = self._run.update(state="done")
         return self._record
