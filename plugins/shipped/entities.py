@@ -58,6 +58,6 @@ FILINGS = Recipe(
         "SEC filings NER (FIN5, FIN3)",
         "CC BY 3.0",
     ),
-    settings={**UPPER, "epochs": 10, "batch": 16, "evaluations": 1, "patience": 4},
+    settings={**UPPER, "epochs": 10, "dev": 0.2, "batch": 16, "evaluations": 1, "patience": 4},
     gates={"f1": 0.70},
 )
