@@ -31,7 +31,7 @@ COMMANDS = {
     "data": ("data:data", "Check, describe, split and convert data to train on."),
     "models": ("models:models", "Get models and list them."),
     "train": ("train:train", "Train an adapter for a task."),
-    "runs": ("runs:runs", "List trainings, show and compare them."),
+    "runs": ("runs:runs", "List trainings, show, compare and draw them."),
     "adapters": ("adapters:adapters", "List adapters, promote one, roll back."),
     "bench": ("bench:bench", "Measure speed."),
     "config": ("config:config", "Show the settings and where they come from."),

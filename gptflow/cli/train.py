@@ -40,6 +40,8 @@ _SETTINGS = (
     click.option("--learning-rate", type=_POSITIVE, help="[default: 3e-4]"),
     click.option("--head-learning-rate", type=_POSITIVE, help="[default: 1e-3]"),
     click.option("--weight-decay", type=_NOT_NEGATIVE, help="[default: 0]"),
+    click.option("--warmup", type=_NOT_NEGATIVE, help="Share of the steps.  [default: 0.05]"),
+    click.option("--clip", type=_POSITIVE, help="Longest gradient.  [default: 1]"),
     click.option("--epochs", type=_POSITIVE, help="[default: 3]"),
     click.option("--batch", type=click.IntRange(1), help="Examples a step.  [default: 32]"),
     click.option(
@@ -75,6 +77,12 @@ def _with_settings(command: Any) -> Any:
 @click.option("--data-name", metavar="TEXT", help="For the model card.  [default: the file's]")
 @click.option("--licence", metavar="TEXT", default="unknown", help="Of the data.")
 @click.option("--model", help="To train.  [default: the settings']")
+@click.option(
+    "--track",
+    multiple=True,
+    type=click.Choice(("mlflow", "wandb")),
+    help="Show it there too.  [default: the settings']",
+)
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
 @_with_settings
 @source_options
@@ -92,6 +100,7 @@ def train(
     data_name: str | None,
     licence: str,
     model: str | None,
+    track: tuple[str, ...],
     resume: str | None,
     kind: str | None,
     source: Source,
@@ -112,7 +121,7 @@ def train(
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
         files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
-        run = _begin(session, task, files, settings, adapter, _gates(gates), model)
+        run = _begin(session, task, files, settings, adapter, _gates(gates), model, track)
         note(f"run {run.folder.name}")
         record = _train(session, run)
     if as_json:
@@ -129,6 +138,7 @@ def _begin(
     adapter: str | None,
     gates: Mapping[str, float],
     model: str | None,
+    track: Sequence[str],
 ) -> Run:
     from gptflow.models import ModelStore
     from gptflow.training.settings import TrainingSettings
@@ -145,6 +155,7 @@ def _begin(
         TrainingSettings.of(**given),
         adapter=adapter,
         gates=gates,
+        track=track or settings.track,
     )
 
 
