@@ -402,6 +402,12 @@ class ReloadDiffers(TrainingError):
     code = "GF906"
 
 
+class StudyNotFound(TrainingError):
+    """No search of that name on this machine."""
+
+    code, exit_code = "GF910", 4
+
+
 class DataError(GPTFlowError):
     """Something about data to train or to test with."""
 

@@ -61,7 +61,7 @@ _SETTINGS = (
 )
 
 
-def _with_settings(command: Any) -> Any:
+def settings_options(command: Any) -> Any:
     for option in reversed(_SETTINGS):
         command = option(command)
     return command
@@ -84,7 +84,7 @@ def _with_settings(command: Any) -> Any:
     help="Show it there too.  [default: the settings']",
 )
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
-@_with_settings
+@settings_options
 @source_options
 @json_option
 @click.pass_obj
@@ -120,7 +120,7 @@ def train(
     elif task is None or not data:
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
-        files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
+        files = data_files(data, dev_files, test_files, kind, source, data_name or "", licence)
         run = _begin(session, task, files, settings, adapter, _gates(gates), model, track)
         note(f"run {run.folder.name}")
         record = _train(session, run)
@@ -166,12 +166,12 @@ def _train(session: Session, run: Run) -> RunRecord:
 
     settings = session.settings()
     before = run.record
-    known = _ready(session, before.task)
+    known = ready(session, before.task)
     if settings.threads is not None:
         import torch
 
         torch.set_num_threads(settings.threads)
-    with _watching(run) as watch:
+    with watching(f"gptflow train --resume {run.folder.name}") as watch:
         return train_run(
             run,
             known,
@@ -182,7 +182,7 @@ def _train(session: Session, run: Run) -> RunRecord:
         )
 
 
-def _ready(session: Session, task: str) -> AnyTask:
+def ready(session: Session, task: str) -> AnyTask:
     """The task, set up as a worker does it."""
     from gptflow.executor import Executor
     from gptflow.testing import ScriptedEngine
@@ -194,8 +194,12 @@ def _ready(session: Session, task: str) -> AnyTask:
 
 
 @contextlib.contextmanager
-def _watching(run: Run) -> Iterator[Any]:
-    """Show how it goes; the first Ctrl-C or TERM stops the run after the step that it is in."""
+def watching(resume: str) -> Iterator[Any]:
+    """Show how it goes; the first Ctrl-C or TERM stops the run after the step that it is in.
+
+    Args:
+        resume: the command that goes on.
+    """
     from gptflow.training.training import Watch
 
     stopped: list[int] = []
@@ -230,19 +234,17 @@ def _watching(run: Run) -> Iterator[Any]:
 
         def check() -> None:
             if stopped:
-                note(f"Stopped. `gptflow train --resume {run.folder.name}` goes on.")
+                note(f"Stopped. `{resume}` goes on.")
                 raise KeyboardInterrupt
 
         try:
             yield Watch(update=update, note=note, lower=lower)
-        except KeyboardInterrupt:
-            raise click.Abort from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
-def _files(
+def data_files(
     data: Sequence[Path],
     dev: Sequence[Path],
     test: Sequence[Path],

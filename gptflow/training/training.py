@@ -245,58 +245,6 @@ class _Training:
             task, self._vocabulary, context=most, adapter=self._record.adapter
         )
 
-    def run(self, store: AdapterStore) -> RunRecord:
-        """Train, measure, and save an adapter."""
-        settings, watch = self._settings, self._watch
-        made = self._fit()
-        backbone, heads = made.backbone, made.heads
-        objective, trainer = made.objective, made.trainer
-        train, dev, test, dev_examples = made.train, made.dev, made.test, trainer.dev_examples
-        if settings.method == "lora":
-            round_to(backbone.parameters, getattr(torch, settings.storage))
-        watch.note("measuring")
-        with backbone.in_float32():
-            outputs = trainer.predict(dev_examples)
-            test_outputs = trainer.predict(made.test_examples) if test else outputs
-        specs = objective.specs(dev, dev_examples, outputs)
-        rows, examples = (test, made.test_examples) if test else (dev, dev_examples)
-        reports = objective.reports(train, rows, examples, test_outputs, specs)
-        metrics = _metrics(objective, reports, objective.figures(rows, examples, test_outputs))
-        counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
-        self._record = self._run.update(
-            metrics=metrics,
-            primary=objective.primary,
-            rows=counts,
-            steps=trainer.progress.step,
-            tokens=trainer.progress.tokens,
-            seconds=trainer.progress.seconds,
-        )
-        for name, report in reports.items():
-            report.write(self._run.folder / f"report-{name}")
-        curves.write(self._run)
-        watch.note("saving, and asking the engine the same")
-        self._save(store, backbone, heads, objective, specs, metrics, reports, trainer, outputs)
-        self._clean(checkpoint.FILE, "lower.f32", "lower.json")
-        self._record = self._run.update(state="done")
-        return self._record
-
-    def attempt(self, shared: Path | None) -> RunRecord:
-        """Train, and keep the best figure only."""
-        made = self._fit(shared)
-        progress, primary = made.trainer.progress, made.objective.primary
-        best = math.nan if progress.best is None else progress.best
-        self._record = self._run.update(
-            state="done",
-            metrics={primary: Metric(value=best)} if math.isfinite(best) else {},
-            primary=primary,
-            rows={"train": len(made.train), "dev": len(made.dev)},
-            steps=progress.step,
-            tokens=progress.tokens,
-            seconds=progress.seconds,
-        )
-        self._clean(checkpoint.FILE)
-        return self._record
-
     def _fit(self, shared: Path | None = None) -> _Trained:
         settings, watch = self._settings, self._watch
         train, dev, test = self._rows()
@@ -332,6 +280,59 @@ class _Training:
         )
         trainer.run()
         return _Trained(backbone, heads, objective, trainer, train, dev, test, test_examples)
+
+    def run(self, store: AdapterStore) -> RunRecord:
+        """Train, measure, and save an adapter."""
+        settings, watch = self._settings, self._watch
+        fit = self._fit()
+        backbone, heads, objective = fit.backbone, fit.heads, fit.objective
+        train, dev, test, trainer = fit.train, fit.dev, fit.test, fit.trainer
+        dev_examples, test_examples = trainer.dev_examples, fit.test_examples
+        progress = trainer.progress
+        if settings.method == "lora":
+            round_to(backbone.parameters, getattr(torch, settings.storage))
+        watch.note("measuring")
+        with backbone.in_float32():
+            outputs = trainer.predict(dev_examples)
+            test_outputs = trainer.predict(test_examples) if test else outputs
+        specs = objective.specs(dev, dev_examples, outputs)
+        rows, made = (test, test_examples) if test else (dev, dev_examples)
+        reports = objective.reports(train, rows, made, test_outputs, specs)
+        metrics = _metrics(objective, reports, objective.figures(rows, made, test_outputs))
+        counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
+        self._record = self._run.update(
+            metrics=metrics,
+            primary=objective.primary,
+            rows=counts,
+            steps=progress.step,
+            tokens=progress.tokens,
+            seconds=progress.seconds,
+        )
+        for name, report in reports.items():
+            report.write(self._run.folder / f"report-{name}")
+        curves.write(self._run)
+        watch.note("saving, and asking the engine the same")
+        self._save(store, backbone, heads, objective, specs, metrics, reports, trainer, outputs)
+        self._clean(checkpoint.FILE, "lower.f32", "lower.json")
+        self._record = self._run.update(state="done")
+        return self._record
+
+    def attempt(self, shared: Path | None) -> RunRecord:
+        """Train, and keep the best figure only."""
+        fit = self._fit(shared)
+        progress, primary = fit.trainer.progress, fit.objective.primary
+        best = math.nan if progress.best is None else progress.best
+        self._record = self._run.update(
+            state="done",
+            metrics={primary: Metric(value=best)} if math.isfinite(best) else {},
+            primary=primary,
+            rows={"train": len(fit.train), "dev": len(fit.dev)},
+            steps=progress.step,
+            tokens=progress.tokens,
+            seconds=progress.seconds,
+        )
+        self._clean(checkpoint.FILE)
+        return self._record
 
     def _clean(self, *names: str) -> None:
         for name in names:
