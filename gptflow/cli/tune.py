@@ -204,7 +204,7 @@ def _option(param: click.Parameter, value: Any) -> list[str]:
             return [param.opts[0]]
         return [param.secondary_opts[0]] if param.secondary_opts else []
     values = value if param.multiple else (value,)
-    return [word for each in values for word in (param.opts[0], str(each))]
+    return [word for each in values for word in (param.opts[0], str(each).removesuffix(".0"))]
 
 
 def _command(study: Study, best: Trial) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,26 @@ from gptflow.training.runs import Run
 FILE = "loss.png"
 """In a run's folder, once it is done."""
 
+_NAME = 60
+"""Characters of a run's name that are shown."""
+
 _LEGEND = 12
 """Of more runs than this, a legend would hide the curves."""
 
 
-def draw(runs: Sequence[Run]) -> bytes:
+def draw(runs: Sequence[Run], names: Sequence[str] = ()) -> bytes:
     """The curves of one run or more as PNG: training losses above, development figures below.
+
+    Args:
+        names: for the legend; the runs' own where there are none.
 
     Raises:
         TrainingError: a run has made no step yet.
         MissingDependency: matplotlib is not installed.
     """
     logs = {}
-    for run in runs:
-        logs[run.folder.name] = log = run.log()
+    for run, name in itertools.zip_longest(runs, names):
+        logs[name or run.folder.name] = log = run.log()
         if not log:
             raise TrainingError(
                 f"The run {run.folder.name} has made no step yet: there is nothing to draw.",
@@ -73,7 +80,7 @@ def _draw(figure: Any, logs: Mapping[str, list[dict[str, Any]]], primary: str) -
         # Runs with other batches make other steps of the same rows.
         epochs = [record["epoch"] for record in log]
         found = [record["loss"] for record in log]
-        (line,) = losses.plot(epochs, smooth(found), label=shorten(name))
+        (line,) = losses.plot(epochs, smooth(found), label=shorten(name, _NAME))
         if len(logs) == 1:
             losses.plot(epochs, found, color=line.get_color(), alpha=0.3, linewidth=0.8)
         for style, figure_name in zip(("o-", "s--", "^:"), shown, strict=False):
@@ -90,7 +97,7 @@ def _draw(figure: Any, logs: Mapping[str, list[dict[str, Any]]], primary: str) -
     for axes in (losses, figures):
         axes.grid(alpha=0.3)
     if len(logs) == 1:
-        losses.set_title(shorten(next(iter(logs)), 60))
+        losses.set_title(shorten(next(iter(logs)), _NAME))
         if shown:
             figures.legend()
     else:

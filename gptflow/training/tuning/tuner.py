@@ -58,6 +58,9 @@ RANDOM = 8
 _BEFORE_PRUNING = 4
 """Trials that are done before one is given up."""
 
+_FIRST_PRUNING = 2
+"""The evaluation, from 1, before which none is given up: all begin alike."""
+
 _KILLS = 2
 """Times that the process may die in a trial before that trial is given up: it may be the cause."""
 
@@ -222,7 +225,9 @@ class _Tuner:
         self._failures = 0
         self._study = study.open()
         self._study.pruner = (
-            optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=1)
+            optuna.pruners.MedianPruner(
+                n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=_FIRST_PRUNING
+            )
             if self._record.prune
             else optuna.pruners.NopPruner()
         )
@@ -237,10 +242,16 @@ class _Tuner:
 
     def draw(self) -> None:
         """A picture of all trials' curves."""
-        runs = [run for run in self._folder.runs.list() if run.log()]
+        found = {
+            f"trial {trial.number}": self._folder.runs.find(trial.run)
+            for trial in self._folder.trials()
+            if trial.run is not None
+        }
+        runs = {name: run for name, run in found.items() if run.log()}
         if runs:
+            content = curves.draw(list(runs.values()), list(runs))
             with contextlib.suppress(OSError):
-                write_whole(self._folder.folder / PICTURE, curves.draw(runs))
+                write_whole(self._folder.folder / PICTURE, content)
 
     def _go_on(self, left: Any) -> None:
         trial = self._optuna.trial.Trial(self._study, left._trial_id)
