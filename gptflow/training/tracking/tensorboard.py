@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,19 @@ class TensorBoard:
     def _write(self, step: int | None = None, **fields: Any) -> None:
         at = self._step if step is None else step
         event = self._event.Event(wall_time=time.time(), step=at, **fields)
-        self._writer.write(event.SerializeToString())
+        with self._closed_on_failure():
+            self._writer.write(event.SerializeToString())
 
     def _flush(self) -> None:
-        self._writer.flush()
+        with self._closed_on_failure():
+            self._writer.flush()
         self._flushed = time.monotonic()
+
+    @contextlib.contextmanager
+    def _closed_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            raise

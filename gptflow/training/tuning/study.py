@@ -44,6 +44,22 @@ RUN, SETTINGS, ERROR, KILLED, STOPPED = "run", "settings", "error", "killed", "s
 State = Literal["done", "pruned", "failed", "running"]
 
 
+def require_optuna() -> Any:
+    """The package.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise MissingDependency(
+            "A search needs Optuna.", hint="Type `pip install 'gptflow[train]'`."
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
 class StudyRecord(BaseModel):
     """What `study.json` holds.
 
@@ -150,16 +166,10 @@ class Study:
             MissingDependency: Optuna is not installed.
             StudyNotFound: the database cannot be read.
         """
-        try:
-            import optuna
-        except ImportError:
-            raise MissingDependency(
-                "A search needs Optuna.", hint="Type `pip install 'gptflow[train]'`."
-            ) from None
+        optuna = require_optuna()
         from sqlalchemy.exc import SQLAlchemyError
         from sqlalchemy.pool import NullPool
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = (self.folder / DATABASE).resolve()
         try:
             # No connection stays open: nothing here closes a pool of them.

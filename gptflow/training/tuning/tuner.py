@@ -48,6 +48,7 @@ from gptflow.training.tuning.study import (
     Study,
     StudyTable,
     Trial,
+    require_optuna,
 )
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def begin(
         ResumeRefused: the study of that name searched something else.
         MissingDependency: Optuna or a tracker is not installed.
     """
+    require_optuna()
     tracking.require(track)
     if any(file.split == "test" for file in data):
         raise NotTrainable(
@@ -210,9 +212,7 @@ class _Tuner:
         timeout_s: float | None,
         note: Callable[[str], None],
     ) -> None:
-        import optuna
-
-        self._optuna = optuna
+        self._optuna = optuna = require_optuna()
         self._folder = study
         self._record = study.record
         self._space = spaces.parse(self._record.space, self._record.settings)
@@ -239,6 +239,8 @@ class _Tuner:
         while len(self._folder.trials()) < self._record.trials:
             self._check_time()
             self._try(self._study.ask())
+        for name in ("lower.f32", "lower.json"):
+            (self._folder.folder / name).unlink(missing_ok=True)
 
     def draw(self) -> None:
         """A picture of all trials' curves."""

@@ -16,7 +16,7 @@ from gptflow.training import curves
 from gptflow.training.data.source import Source
 from gptflow.training.runs import Run, RunRecord
 from gptflow.training.settings import TrainingSettings
-from gptflow.training.tracking import tensorboard, tracking
+from gptflow.training.tracking import tracking
 from gptflow.training.trainer import Trainer, Update
 from gptflow.training.training import Watch, begin, data_file, train
 
@@ -31,7 +31,7 @@ def make(tiny: SimpleNamespace, tmp_path: Path) -> Any:
         task = tiny.Topic()
         task.check()
         rows = data_file(
-            tiny.jsonl(tmp_path / "rows.jsonl", tiny.topic_rows(4)), "train", "labels", Source()
+            tiny.jsonl(tmp_path / "rows.jsonl", tiny.topic_rows(6)), "train", "labels", Source()
         )
         chosen = TrainingSettings.of(
             **{"rank": 2, "batch": 16, "epochs": 2, "learning_rate": 3e-3} | settings
@@ -218,7 +218,9 @@ def test_a_full_disk_ends_the_event_file_and_not_the_run(
     def full(self: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorboard.TensorBoard, "_flush", full)
+    from tensorboardX.record_writer import RecordWriter
+
+    monkeypatch.setattr(RecordWriter, "flush", full)
     notes: list[str] = []
     assert make().go(note=notes.append).state == "done"
     assert sum("tensorboard shows no more" in note for note in notes) == 1
