@@ -84,7 +84,7 @@ def tune(
             "this search ends with."
         )
     if resume is not None:
-        if task is not None or data or study is not None:
+        if task is not None or data or dimensions or study is not None:
             raise click.UsageError("--resume takes a study's task, data and space from the study.")
         found = _table(session).find(resume)
         if trials is not None:

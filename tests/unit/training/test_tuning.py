@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from gptflow.errors import (
 from gptflow.training import checkpoint
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.source import Source
+from gptflow.training.objectives.labels import LabelObjective
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.trainer import Trainer
 from gptflow.training.training import Watch, data_file
@@ -139,6 +141,11 @@ def test_what_is_wrong_with_a_space_is_told(text: str, message: str) -> None:
         spaces.parse(spaces.written([text]), TrainingSettings())
 
 
+def test_values_that_do_not_go_with_the_method_are_told() -> None:
+    with pytest.raises(ConfigError, match="layers = upper goes with"):
+        spaces.parse({"layers": "all,upper"}, TrainingSettings.of(method="head"))
+
+
 def test_a_setting_is_given_one_dimension_and_a_space_has_some() -> None:
     with pytest.raises(ConfigError, match="rank is given twice"):
         spaces.written(["rank=8", "rank=16"])
@@ -183,7 +190,7 @@ def test_a_study_finds_settings_by_the_development_split_alone(
         assert list(run.folder.glob("events.out.tfevents.*"))
         assert not (run.folder / checkpoint.FILE).exists()
     assert (study.folder / "trials.png").read_bytes().startswith(b"\x89PNG")
-    assert tiny.store.list() == []
+    assert not (tmp_path / "adapters").exists()
     assert tiny.table.list() == []
 
     # The command that is printed trains the very same.
@@ -217,18 +224,18 @@ def test_what_is_worse_than_the_median_is_given_up(
     make: Callable[..., Study], go: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Four good trials first, then learning rates with which nothing is learnt.
-    study = make(6, common={"epochs": 3, "rank": 4}, space={"learning_rate": "1e-9:1e-2:log"})
+    space = {"learning_rate": "1e-9:1e-2:log"}
+    study = make(6, common={"epochs": 3, "rank": 4, "learning_rate": 1e-2}, space=space)
     found = study.open()
-    for rate in (1e-2, 8e-3, 7e-3, 6e-3, 1e-9, 2e-9):
+    for rate in (8e-3, 7e-3, 6e-3, 1e-9, 2e-9):
         found.enqueue_trial({"learning_rate": rate})
-    found.ask()  # the defaults, of which nothing is to come here
     monkeypatch.setattr(
-        Trainer, "_evaluate", lambda self: {"macro_f1": float(self._settings.learning_rate > 1e-3)}
+        LabelObjective,
+        "figures",
+        lambda self, *of: {"macro_f1": float(self._settings.learning_rate > 1e-3)},
     )
-    monkeypatch.setattr(tuner._Tuner, "_go_on", lambda self, left: None)
-    study.write(study.record.model_copy(update={"trials": 7}))
     trials = go(study)
-    assert [trial.state for trial in trials[1:]] == ["done"] * 4 + ["pruned"] * 2
+    assert [trial.state for trial in trials] == ["done"] * 4 + ["pruned"] * 2
     for trial in trials[-2:]:
         run = study.runs.find(str(trial.run))
         assert sum(bool(record["figures"]) for record in run.log()) == 2
@@ -244,7 +251,7 @@ def test_nothing_is_given_up_where_that_is_asked_for(
 ) -> None:
     study = make(6, prune=False, common={"epochs": 2}, space={"rank": "1,2,3,4,5,6"})
     values = iter((1.0,) * 16 + (0.0,) * 99)
-    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"macro_f1": next(values)})
+    monkeypatch.setattr(LabelObjective, "figures", lambda self, *of: {"macro_f1": next(values)})
     assert {trial.state for trial in go(study)} == {"done"}
 
 
@@ -282,15 +289,13 @@ def test_a_study_in_which_every_trial_fails_ends(
     assert len(study.trials()) == 5
 
 
-def test_settings_that_do_not_go_together_fail_one_trial(
-    make: Callable[..., Study], go: Any
+def test_a_trial_without_a_figure_fails(
+    make: Callable[..., Study], go: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make(4, common={"method": "head"}, space={"layers": "all,upper"})
-    trials = go(study)
-    by_layers = {trial.settings["layers"]: trial for trial in trials}
-    assert by_layers["all"].state == "done"
-    if "upper" in by_layers:
-        assert "layers" in str(by_layers["upper"].error)
+    monkeypatch.setattr(LabelObjective, "figures", lambda self, *of: {"macro_f1": math.nan})
+    [trial] = go(study := make(1))
+    assert (trial.state, study.best()) == ("failed", None)
+    assert "no figure" in str(trial.error)
 
 
 def test_a_model_is_freed_before_the_next_is_loaded(
