@@ -180,9 +180,13 @@ class Settings(BaseSettings):
         (), description="licences of models that you agree to, separated by commas: gemma"
     )
 
+    track: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="where trainings are shown beside TensorBoard: mlflow, wandb"
+    )
+
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    @field_validator("plugins", "accept_licences", "celery_tasks", mode="before")
+    @field_validator("plugins", "accept_licences", "celery_tasks", "track", mode="before")
     @classmethod
     def _split(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):

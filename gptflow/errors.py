@@ -51,7 +51,8 @@ trying again can help. A message says what happened and to which object; `hint` 
     │   ├── ResumeRefused           GF903   a run that cannot go on from where it was
     │   ├── NotTrainable            GF904   a task, or data for it, that no head can be trained for
     │   ├── GateMissed              GF905   an adapter that is not good enough to be promoted
-    │   └── ReloadDiffers           GF906   what was saved does not answer like what was trained
+    │   ├── ReloadDiffers           GF906   what was saved does not answer like what was trained
+    │   └── StudyNotFound           GF910   no search of that name on this machine
     └── DataError                   GF800   data to train or to test with that will not do
         ├── BadRows                 GF801   rows that cannot be used, by file and line
         │   ├── BadEncoding         GF802   lines that are not UTF-8, or not what was said
@@ -400,6 +401,12 @@ class ReloadDiffers(TrainingError):
     """What was saved does not answer like what was trained, so it is not kept."""
 
     code = "GF906"
+
+
+class StudyNotFound(TrainingError):
+    """No search of that name on this machine."""
+
+    code, exit_code = "GF910", 4
 
 
 class DataError(GPTFlowError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,9 +13,9 @@ if TYPE_CHECKING:
     from gptflow.training.runs import Run, RunTable
 
 
-@click.group(short_help="List trainings, show and compare them.")
+@click.group(short_help="List trainings, show, compare and draw them.")
 def runs() -> None:
-    """List trainings, show how one goes, compare several. `last` is the newest."""
+    """List trainings, show how one goes, compare and draw several. `last` is the newest."""
 
 
 @runs.command("list")
@@ -101,6 +102,30 @@ def compare(session: Session, names: tuple[str, ...], as_json: bool) -> None:
         ([field, *(_short(c.get(field)) for c in columns.values())] for field in differing),
         empty="They do not differ.",
     )
+
+
+@runs.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PNG to write.  [default: loss.png beside a run, comparison.png here for several]",
+)
+@json_option
+@click.pass_obj
+def plot(session: Session, names: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Draw losses and development figures of trainings, also while they go."""
+    from gptflow.training import curves
+
+    table = _table(session)
+    found = list({run.folder: run for run in map(table.find, names)}.values())
+    if out is None:
+        out = found[0].folder / curves.FILE if len(found) == 1 else Path("comparison.png")
+    out.write_bytes(curves.draw(found))
+    if as_json:
+        print_json({"runs": [run.folder.name for run in found], "file": str(out)})
+    else:
+        click.echo(str(out))
 
 
 def _table(session: Session) -> RunTable:

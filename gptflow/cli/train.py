@@ -40,6 +40,8 @@ _SETTINGS = (
     click.option("--learning-rate", type=_POSITIVE, help="[default: 3e-4]"),
     click.option("--head-learning-rate", type=_POSITIVE, help="[default: 1e-3]"),
     click.option("--weight-decay", type=_NOT_NEGATIVE, help="[default: 0]"),
+    click.option("--warmup", type=_NOT_NEGATIVE, help="Share of the steps.  [default: 0.05]"),
+    click.option("--clip", type=_POSITIVE, help="Longest gradient.  [default: 1]"),
     click.option("--epochs", type=_POSITIVE, help="[default: 3]"),
     click.option("--batch", type=click.IntRange(1), help="Examples a step.  [default: 32]"),
     click.option(
@@ -71,7 +73,7 @@ _SETTINGS = (
 )
 
 
-def _with_settings(command: Any) -> Any:
+def settings_options(command: Any) -> Any:
     for option in reversed(_SETTINGS):
         command = option(command)
     return command
@@ -87,8 +89,14 @@ def _with_settings(command: Any) -> Any:
 @click.option("--data-name", metavar="TEXT", help="For the model card.  [default: the file's]")
 @click.option("--licence", metavar="TEXT", default="unknown", help="Of the data.")
 @click.option("--model", help="To train.  [default: the settings']")
+@click.option(
+    "--track",
+    multiple=True,
+    type=click.Choice(("mlflow", "wandb")),
+    help="Show it there too.  [default: the settings']",
+)
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
-@_with_settings
+@settings_options
 @source_options
 @json_option
 @click.pass_obj
@@ -104,6 +112,7 @@ def train(
     data_name: str | None,
     licence: str,
     model: str | None,
+    track: tuple[str, ...],
     resume: str | None,
     kind: str | None,
     source: Source,
@@ -123,8 +132,8 @@ def train(
     elif task is None or not data:
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
-        files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
-        run = _begin(session, task, files, settings, adapter, _gates(gates), model)
+        files = data_files(data, dev_files, test_files, kind, source, data_name or "", licence)
+        run = _begin(session, task, files, settings, adapter, _gates(gates), model, track)
         note(f"run {run.folder.name}")
         record = _train(session, run)
     if as_json:
@@ -141,6 +150,7 @@ def _begin(
     adapter: str | None,
     gates: Mapping[str, float],
     model: str | None,
+    track: Sequence[str],
 ) -> Run:
     from gptflow.models import ModelStore
     from gptflow.training.settings import TrainingSettings
@@ -157,6 +167,7 @@ def _begin(
         TrainingSettings.of(**given),
         adapter=adapter,
         gates=gates,
+        track=track or settings.track,
     )
 
 
@@ -167,12 +178,12 @@ def _train(session: Session, run: Run) -> RunRecord:
 
     settings = session.settings()
     before = run.record
-    known = _ready(session, before.task)
+    known = ready(session, before.task)
     if settings.threads is not None:
         import torch
 
         torch.set_num_threads(settings.threads)
-    with _watching(run) as watch:
+    with watching(f"gptflow train --resume {run.folder.name}") as watch:
         return train_run(
             run,
             known,
@@ -183,7 +194,7 @@ def _train(session: Session, run: Run) -> RunRecord:
         )
 
 
-def _ready(session: Session, task: str) -> AnyTask:
+def ready(session: Session, task: str) -> AnyTask:
     """The task, set up as a worker does it."""
     from gptflow.executor import Executor
     from gptflow.testing import ScriptedEngine
@@ -195,8 +206,12 @@ def _ready(session: Session, task: str) -> AnyTask:
 
 
 @contextlib.contextmanager
-def _watching(run: Run) -> Iterator[Any]:
-    """Show how it goes; the first Ctrl-C or TERM stops the run after the step that it is in."""
+def watching(resume: str) -> Iterator[Any]:
+    """Show how it goes; the first Ctrl-C or TERM stops the run after the step that it is in.
+
+    Args:
+        resume: the command that goes on.
+    """
     from gptflow.training.training import Watch
 
     stopped: list[int] = []
@@ -231,19 +246,17 @@ def _watching(run: Run) -> Iterator[Any]:
 
         def check() -> None:
             if stopped:
-                note(f"Stopped. `gptflow train --resume {run.folder.name}` goes on.")
+                note(f"Stopped. `{resume}` goes on.")
                 raise KeyboardInterrupt
 
         try:
             yield Watch(update=update, note=note, lower=lower)
-        except KeyboardInterrupt:
-            raise click.Abort from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
-def _files(
+def data_files(
     data: Sequence[Path],
     dev: Sequence[Path],
     test: Sequence[Path],

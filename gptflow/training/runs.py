@@ -4,9 +4,11 @@
     mood-20261126-101500/
         run.json                  this module's `RunRecord`
         log.jsonl                 one record per step
+        events.out.tfevents...    the same for TensorBoard
         checkpoint.safetensors    while it is not done
         lower.f32                 activations of frozen layers, while it is not done
-        report-label.json ...     figures beside their floors, once it is
+        report-label/ ...         figures beside their floors, once it is
+        loss.png                  losses and figures of the development split, once it is
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class RunRecord(_Strict):
         version: the adapter that came of it, `alias@version`.
         trained_model: the folder of the model that came of it, where all weights were trained.
         metrics: of that adapter.
+        track: trackers beside TensorBoard's event files.
         error: why the run failed.
     """
 
@@ -79,6 +82,7 @@ class RunRecord(_Strict):
     data: tuple[DataFile, ...]
     created: datetime
     code: str = ""
+    track: tuple[str, ...] = ()
     state: State = "new"
     version: str | None = None
     trained_model: str | None = None

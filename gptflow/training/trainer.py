@@ -42,6 +42,7 @@ class Update:
         loss: mean over what was learnt from: labels, tokens or pairs.
         tokens_per_s: of this sitting, padding not counted.
         figures: of the development split, where it was evaluated after this step.
+        figure: that of them which decides which weights are the best; more is better.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Update:
     learning_rate: float
     tokens_per_s: float
     figures: dict[str, float] | None = None
+    figure: float | None = None
 
 
 class Trainer(Generic[RowT]):
@@ -147,6 +149,7 @@ class Trainer(Generic[RowT]):
                 learning_rate=rate,
                 tokens_per_s=tokens / max(now - started, 1e-9),
                 figures=figures,
+                figure=None if figures is None else figures[self._objective.primary],
             )
             self._log(update)
             due = now - saved >= 60 * self._settings.checkpoint_minutes

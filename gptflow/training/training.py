@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import torch
 
 from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import GPTFlowError, ResumeRefused, UnreadableFile
+from gptflow.errors import GPTFlowError, NotTrainable, ResumeRefused, UnreadableFile
 from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
-from gptflow.training import activations, artefact, checkpoint
+from gptflow.training import activations, artefact, checkpoint, curves
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.data.duplicates import find_duplicates
@@ -28,12 +29,15 @@ from gptflow.training.data.rows import Row, ScoredPair
 from gptflow.training.data.source import Kind, Source
 from gptflow.training.data.splits import split
 from gptflow.training.evaluation.summary import Report
+from gptflow.training.example import Example
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.choice import choose_objective
 from gptflow.training.objectives.objective import Objective
 from gptflow.training.recording import TaskRecorder, choose_adapter
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.tracking import tracking
+from gptflow.training.tracking.tracking import Tracking
 from gptflow.training.trainer import Trainer, Update
 
 Notes = Callable[[str], None]
@@ -84,12 +88,18 @@ def begin(
     *,
     adapter: str | None = None,
     gates: Mapping[str, float] | None = None,
+    track: Sequence[str] = (),
 ) -> Run:
     """Put a new run into the table; `train` then trains it.
 
+    Args:
+        track: trackers beside TensorBoard's event files, such as `mlflow`.
+
     Raises:
         NotTrainable: the task's head names no adapter, or several.
+        ConfigError, MissingDependency: a tracker is unknown, or not installed.
     """
+    tracking.require(track)
     return table.create(
         task=task.name,
         adapter=choose_adapter(task, adapter),
@@ -99,6 +109,7 @@ def begin(
         settings=settings,
         gates=gates or {},
         data=tuple(data),
+        track=tuple(dict.fromkeys(track)),
         code=f"gptflow {metadata.version('gptflow')}",
     )
 
@@ -142,13 +153,75 @@ def train(
                 f"The run {record.id} began with other weights of {record.model}.",
                 hint="Begin the training anew.",
             )
-        run.update(state="running", error=None)
+        with _sitting(run, watch or Watch()) as watch:
+            return _Training(run, task, model, context, watch).run(store)
+
+
+def try_settings(
+    run: Run,
+    task: AnyTask,
+    model: Model,
+    *,
+    context: int,
+    watch: Watch | None = None,
+    shared: Path | None = None,
+) -> RunRecord:
+    """Train a run, from its checkpoint where it has one, to learn how good its settings are.
+
+    Only its log is kept, and the best figure of the development split, as the record's only metric.
+
+    Args:
+        shared: folder for what the frozen layers give, the same for all settings; it stays there.
+
+    Raises:
+        NotTrainable: the run has test rows, which nothing may be chosen by; or see `train`.
+        DataError, ResumeRefused, LossNotFinite: see `train`.
+    """
+    with run.locked():
+        if any(file.split == "test" for file in run.record.data):
+            raise NotTrainable(
+                f"The run {run.record.id} has test rows, and settings are never chosen by them.",
+                hint="Search without them, then test what was found with `gptflow train --test`.",
+            )
+        with _sitting(run, watch or Watch()) as watch:
+            return _Training(run, task, model, context, watch).attempt(shared)
+
+
+@contextlib.contextmanager
+def _sitting(run: Run, watch: Watch) -> Iterator[Watch]:
+    """A run's record and its trackers hear how it goes, and how it ends.
+
+    Yields:
+        whom the training is to tell.
+    """
+    tracked = Tracking(run, watch.note)
+    run.update(state="running", error=None)
+
+    def update(made: Update) -> None:
+        tracked.update(made)
+        watch.update(made)
+
+    with tracked.sitting():
         try:
-            return _Training(run, task, model, store, context, watch or Watch()).run()
+            yield dataclasses.replace(watch, update=update)
         except GPTFlowError as error:
             with contextlib.suppress(GPTFlowError):
                 run.update(state="failed", error=f"[{error.code}] {error}")
             raise
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Trained:
+    """A model whose parameters are the best ones that were found, and what it was trained on."""
+
+    backbone: Backbone
+    heads: TrainedHeads
+    objective: Objective[Any]
+    trainer: Trainer[Any]
+    train: Sequence[Any]
+    dev: Sequence[Any]
+    test: Sequence[Any]
+    test_examples: Sequence[Example]
 
 
 class _Training:
@@ -159,7 +232,6 @@ class _Training:
         run: Run,
         task: AnyTask,
         model: Model,
-        store: AdapterStore,
         context: int,
         watch: Watch,
     ) -> None:
@@ -167,7 +239,6 @@ class _Training:
         self._record = run.record
         self._settings = self._record.settings
         self._model = model
-        self._store = store
         self._watch = watch
         self._vocabulary = Vocabulary.from_folder(model.path)
         most = min(context, model.context) if model.context else context
@@ -175,7 +246,7 @@ class _Training:
             task, self._vocabulary, context=most, adapter=self._record.adapter
         )
 
-    def run(self) -> RunRecord:
+    def _fit(self, shared: Path | None = None) -> _Trained:
         settings, watch = self._settings, self._watch
         train, dev, test = self._rows()
         objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
@@ -188,11 +259,12 @@ class _Training:
         lower = None
         if backbone.first:
             watch.note(f"computing the lower {backbone.first} layers once")
+            sha256 = self._record.model_sha256
             lower = Activations(
                 backbone,
                 [text for e in (*examples, *dev_examples, *test_examples) for text in e.texts],
-                self._run.folder,
-                key=self._record.model_sha256,
+                shared or self._run.folder,
+                key=f"{sha256} {settings.precision}" if shared else sha256,
                 progress=watch.lower,
             )
         trainer = Trainer(
@@ -207,7 +279,17 @@ class _Training:
             lower=lower,
             report=watch.update,
         )
-        progress = trainer.run()
+        trainer.run()
+        return _Trained(backbone, heads, objective, trainer, train, dev, test, test_examples)
+
+    def run(self, store: AdapterStore) -> RunRecord:
+        """Train, measure, and save an adapter."""
+        settings, watch = self._settings, self._watch
+        fit = self._fit()
+        backbone, heads, objective = fit.backbone, fit.heads, fit.objective
+        train, dev, test, trainer = fit.train, fit.dev, fit.test, fit.trainer
+        dev_examples, test_examples = trainer.dev_examples, fit.test_examples
+        progress = trainer.progress
         if settings.method == "lora":
             round_to(backbone.parameters, getattr(torch, settings.storage))
         watch.note("measuring")
@@ -229,15 +311,37 @@ class _Training:
         )
         for name, report in reports.items():
             report.write(self._run.folder / f"report-{name}")
+        curves.write(self._run)
         watch.note("saving, and asking the engine the same")
-        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
-        for left in (checkpoint.FILE, activations.STATES, activations.NOTE):
-            (self._run.folder / left).unlink(missing_ok=True)
+        self._save(store, backbone, heads, objective, specs, metrics, reports, trainer, outputs)
+        self._clean(checkpoint.FILE, activations.STATES, activations.NOTE)
         self._record = self._run.update(state="done")
         return self._record
 
+    def attempt(self, shared: Path | None) -> RunRecord:
+        """Train, and keep the best figure only."""
+        fit = self._fit(shared)
+        progress, primary = fit.trainer.progress, fit.objective.primary
+        best = math.nan if progress.best is None else progress.best
+        self._record = self._run.update(
+            state="done",
+            metrics={primary: Metric(value=best)} if math.isfinite(best) else {},
+            primary=primary,
+            rows={"train": len(fit.train), "dev": len(fit.dev)},
+            steps=progress.step,
+            tokens=progress.tokens,
+            seconds=progress.seconds,
+        )
+        self._clean(checkpoint.FILE)
+        return self._record
+
+    def _clean(self, *names: str) -> None:
+        for name in names:
+            (self._run.folder / name).unlink(missing_ok=True)
+
     def _save(
         self,
+        store: AdapterStore,
         backbone: Backbone,
         heads: TrainedHeads,
         objective: Objective[Any],
@@ -263,7 +367,7 @@ class _Training:
             "reports": {name: _to_ship(report).as_dict() for name, report in reports.items()},
         }
         version = artefact.save(
-            self._store,
+            store,
             self._record,
             backbone,
             heads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,19 @@ def pictures(report: Report) -> Mapping[str, bytes]:
         MissingDependency: matplotlib is not installed.
     """
     found: dict[str, bytes] = {}
-    if report.confusion is not None:
-        found[CONFUSION] = _png(lambda figure: _draw_confusion(figure, report.confusion))
-    if report.calibration is not None:
-        found[RELIABILITY] = _png(lambda figure: _draw_reliability(figure, report.calibration))
+    if (confusion := report.confusion) is not None:
+        found[CONFUSION] = png(lambda figure: _draw_confusion(figure, confusion))
+    if (calibration := report.calibration) is not None:
+        found[RELIABILITY] = png(lambda figure: _draw_reliability(figure, calibration))
     return found
 
 
-def _png(draw: Any) -> bytes:
+def png(draw: Callable[[Any], None]) -> bytes:
+    """What a function draws on a figure of matplotlib, as PNG.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -61,7 +66,7 @@ def _draw_confusion(figure: Any, confusion: Confusion) -> None:
     # Shares of each right label, so that a rare one is seen as well.
     totals = np.maximum(np.array(confusion.counts).sum(axis=1, keepdims=True), 1)
     shares = (counts / totals)[np.ix_(shown, shown)]
-    names = [_shorten(confusion.labels[place]) for place in shown]
+    names = [shorten(confusion.labels[place]) for place in shown]
     size = 3.5 + 0.28 * len(shown)
     figure.set_size_inches(size + 0.8, size)
     axes = figure.add_subplot()
@@ -91,7 +96,7 @@ def _draw_reliability(figure: Any, calibration: Calibration) -> None:
     axes.set_title(f"ECE {calibration.ece:.4f} at temperature {calibration.temperature:.3f}")
 
 
-def _shorten(label: str) -> str:
-    # A dollar sign would begin mathematics.
-    label = label.replace("$", r"\$")
-    return label if len(label) <= 24 else label[:23] + "…"
+def shorten(label: str, most: int = 24) -> str:
+    """A name that fits a picture."""
+    shown = label if len(label) <= most else label[: most - 1] + "…"
+    return shown.replace("$", r"\$")  # a dollar sign would begin mathematics

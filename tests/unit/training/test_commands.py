@@ -120,6 +120,15 @@ def test_runs_are_listed_shown_and_compared(gptflow: Invoke, rows: str) -> None:
     assert [compared[name]["seed"] for name in names] == [1, 2]
     assert "rank" not in compared[names[0]]  # they do not differ in it
     assert "seed" in gptflow("runs", "compare", *names)[1]
+    code, out, err = gptflow("runs", "plot", *names)
+    assert code == 0, err
+    assert Path(out.strip()).read_bytes().startswith(b"\x89PNG")
+    code, out, err = gptflow("runs", "plot", "last", "--out", "one.png", "--json")
+    assert json.loads(out) == {"runs": [names[1]], "file": "one.png"}
+    assert Path("one.png").is_file()
+    code, _, err = gptflow("runs", "plot", "last", "--out", "no/such/folder.png")
+    assert code == 1
+    assert "no/such/folder.png" in err
     code, _, err = gptflow("runs", "show", "topic-2000")
     assert code == 4
     assert "GF902" in err
@@ -200,6 +209,7 @@ def test_data_sets_that_know_one_head_each_are_trained_on_together(
         (("--resume", "nothing"), 4, "GF902"),
         (("tiny.topic", "--resume", "last"), 2, "--resume takes"),
         (("tiny.names", "--data", "ROWS"), 13, "not trained on labels"),
+        (("tiny.topic", "--data", "ROWS", "--track", "x"), 2, "'x' is not one of 'mlflow'"),
     ],
 )
 def test_what_is_wrong_is_told(
@@ -207,5 +217,105 @@ def test_what_is_wrong_is_told(
 ) -> None:
     given = [rows if each == "ROWS" else each for each in args]
     found, _, err = gptflow("train", *given)
+    assert found == code, err
+    assert told in err
+
+
+SEARCH = ("--space", "learning_rate=1e-3:1e-2:log", "--space", "rank=2,4", "--epochs", "1")
+
+
+def test_a_search_ends_with_the_command_that_trains_the_best(gptflow: Invoke, rows: str) -> None:
+    args = ("tune", "tiny.topic", "--data", rows, "--batch", "16", *SEARCH)
+    code, out, err = gptflow(*args, "--study", "mine", "--trials", "2", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [trial["state"] for trial in found["trials"]] == ["done", "done"]
+    assert found["figure"] == "macro_f1"
+    assert found["space"].keys() == {
+        "rank", "learning_rate", "dropout", "head_learning_rate", "class_weights"
+    }  # fmt: skip
+    best = found["best"]["settings"]
+    assert found["command"][:9] == [
+        "gptflow", "train", "tiny.topic", "--data", rows, "--epochs", "1", "--batch", "16",
+    ]  # fmt: skip
+    assert "trial 0 of 2: " in err
+
+    code, out, err = gptflow(*found["command"][1:], "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    assert {name: made["settings"][name] for name in best} == best
+
+    # The same name goes on, as --resume does; the table ends with the command.
+    code, out, err = gptflow(*args, "--study", "mine", "--trials", "3")
+    assert code == 0, err
+    assert "trial 2 of 3" in err
+    assert "trial 0 of" not in err
+    assert "gptflow train tiny.topic" in out
+    assert out.count("done") == 3
+    code, again, err = gptflow("tune", "--resume", "last")
+    assert (code, again) == (0, out)
+
+
+def test_ctrl_c_stops_a_search_between_steps_and_keeps_it(
+    gptflow: Invoke, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    from gptflow.training.trainer import Trainer
+
+    update = Trainer._update
+    calls: list[int] = []
+
+    def stop_once(self: Any, step: int, batch: Any) -> float:
+        calls.append(step)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, step, batch)
+
+    monkeypatch.setattr(Trainer, "_update", stop_once)
+    args = ("--data", rows, "--batch", "16", *SEARCH, "--study", "mine", "--trials", "1")
+    code, _, err = gptflow("tune", "tiny.topic", *args)
+    assert code == 130
+    assert "`gptflow tune --resume mine` goes on" in err
+    code, out, err = gptflow("tune", "--resume", "mine", "--json")
+    assert code == 0, err
+    assert [trial["state"] for trial in json.loads(out)["trials"]] == ["done"]
+    assert calls[3] == 3
+
+
+def test_a_search_whose_time_is_up_says_how_to_go_on(gptflow: Invoke, rows: str) -> None:
+    args = ("tune", "tiny.topic", "--data", rows, *SEARCH, "--study", "mine")
+    code, out, err = gptflow(*args, "--timeout", "0.001")
+    assert code == 0, err
+    assert "`gptflow tune --resume mine` goes on" in err
+    assert "gptflow train" not in out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        ((), 2, "Say what to train"),
+        (("tiny.topic", "--data", "ROWS", "--test", "ROWS"), 2, "never chosen by test rows"),
+        (("tiny.topic", "--data", "ROWS", "--space", "rnak=1,2"), 10, "Did you mean 'rank'"),
+        (
+            ("tiny.topic", "--data", "ROWS", "--space", "rank=1,2", "--rank", "2"),
+            2,
+            "rank is given",
+        ),
+        (("tiny.topic", "--data", "ROWS", "--study", "a/b"), 10, "cannot be called"),
+        (("tiny.topic", "--data", "ROWS", "--trials", "0"), 2, "trials"),
+        (("tiny.topic", "--data", "ROWS", "--timeout", "nan"), 2, "timeout"),
+        (("tiny.topik", "--data", "ROWS"), 4, "Did you mean 'tiny.topic'"),
+        (("tiny.names", "--data", "ROWS", "--trials", "1"), 13, "not trained on labels"),
+        (("--resume", "nothing"), 4, "GF910"),
+        (("tiny.topic", "--resume", "last"), 2, "--resume takes"),
+    ],
+)
+def test_what_is_wrong_with_a_search_is_told(
+    gptflow: Invoke, rows: str, args: tuple[str, ...], code: int, told: str
+) -> None:
+    given = [rows if each == "ROWS" else each for each in args]
+    found, _, err = gptflow("tune", *given)
     assert found == code, err
     assert told in err

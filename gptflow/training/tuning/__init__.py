@@ -1,0 +1,1 @@
+"""Tuning: a search for the settings that train best."""
