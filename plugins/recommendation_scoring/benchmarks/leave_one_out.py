@@ -54,8 +54,8 @@ def own_examples() -> list[Case]:
 
 def msweb(folder: Path, users: int) -> list[Case]:
     """A sample of test users with two visits or more, one visit of each held out."""
-    train, titles = _visits(folder / "anonymous-msweb.data.gz")
-    test, _ = _visits(folder / "anonymous-msweb.test.gz")
+    train, titles = read_visits(folder / "anonymous-msweb.data.gz")
+    test, _ = read_visits(folder / "anonymous-msweb.test.gz")
     popularity = Counter(area for visited in train.values() for area in visited)
     eligible = [user for user, visited in test.items() if len(visited) >= 2]
     cases: list[Case] = []
@@ -77,7 +77,8 @@ def msweb(folder: Path, users: int) -> list[Case]:
     return cases
 
 
-def _visits(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+def read_visits(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Areas by user in the order of visiting, and titles by area."""
     visits: dict[str, list[str]] = {}
     titles: dict[str, str] = {}
     user = ""

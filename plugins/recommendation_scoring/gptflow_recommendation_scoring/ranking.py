@@ -90,13 +90,15 @@ class Slate:
         self._candidates = candidates
         self._user, self._day = input.user.id, now.date().isoformat()
         self.space = TextSpace([c.text for c in candidates], [text for text, _ in taste.texts])
+        self.blend = input.blend
         names = {name for candidate in candidates for name in candidate.features}
-        given = WEIGHTS | input.weights
+        asked = input.weights if self.blend is None else self.blend.weights
+        given = WEIGHTS | asked if self.blend is None else dict(asked)
         self.unweighted = sorted(names - set(given))
-        self.unknown = sorted(set(input.weights) - names - {INTEREST, SIMILARITY})
+        self.unknown = sorted(set(asked) - names - {INTEREST, SIMILARITY})
         self.weights = {name: given[name] for name in sorted(names & set(given))}
         if taste:
-            self.weights |= {SIMILARITY: given[SIMILARITY], INTEREST: given[INTEREST]}
+            self.weights |= {n: given[n] for n in (SIMILARITY, INTEREST) if n in given}
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
         self._signals = {name: self._signal(name, taste) for name in self.weights}
 
@@ -137,11 +139,12 @@ class Slate:
         signals = dict(self._signals)
         if INTEREST in signals:
             signals[INTEREST] = [margins.get(i) for i in range(len(self._candidates))]
-        values = {name: spread(signal) for name, signal in signals.items()}
+        values = {name: self._values(name, signal) for name, signal in signals.items()}
         if INTEREST in signals and margins:
+            least = min(values[INTEREST][i] for i in margins) if self.blend else -1.0
             for i, candidate in enumerate(self._candidates):
                 if i not in margins and candidate.text.strip():
-                    values[INTEREST][i] = -1.0
+                    values[INTEREST][i] = least
         return [
             self._standing(
                 candidate,
@@ -150,6 +153,11 @@ class Slate:
             )
             for i, candidate in enumerate(self._candidates)
         ]
+
+    def _values(self, name: str, signal: Sequence[float | None]) -> list[float]:
+        if self.blend is None:
+            return spread(signal)
+        return [self.blend.centred(name, value) for value in signal]
 
     def _standing(
         self, candidate: Candidate, parts: Mapping[str, float], missing: tuple[str, ...]

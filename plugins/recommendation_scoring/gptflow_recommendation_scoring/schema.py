@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, FiniteFloat, field_validator
+from pydantic import AfterValidator, Field, FiniteFloat, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from gptflow.task import Input, Output, Text
 from gptflow_recommendation_scoring import defaults
+from gptflow_recommendation_scoring.blend import Blend
 from gptflow_recommendation_scoring.defaults import EventKind
 
 Strategy = Literal["interest", "preselected", "without_model", "cold_user"]
@@ -65,6 +66,9 @@ class RankInput(Input):
     weights: dict[str, FiniteFloat] = Field(
         {}, description="replaces the default weights of the signals that it names"
     )
+    blend: Blend | None = Field(
+        None, description="fitted weights of raw signals, in place of `weights`; see the README"
+    )
     event_weights: dict[EventKind, Annotated[float, Field(ge=0, le=1_000)]] = Field(
         {}, description="replaces the default weights of the kinds that it names"
     )
@@ -95,6 +99,12 @@ class RankInput(Input):
             raise ValueError("the weight of 'interest' is negative; 0 leaves the model out")
         return weights
 
+    @model_validator(mode="after")
+    def _weighed_once(self) -> Self:
+        if self.blend is not None and self.weights:
+            raise ValueError("`blend` and `weights` exclude each other")
+        return self
+
 
 class Interest(Output):
     """What the model makes of one item.
@@ -115,7 +125,9 @@ class RankedItem(Output):
 
     Attributes:
         score: the sum of `contributions`.
-        contributions: per signal, its weight times its value in -1..1.
+        p: the probability that the user takes it, where a `blend` was given; else null.
+        contributions: per signal, its weight times its value in -1..1; of a `blend`, times its
+            distance from the mean.
         missing: signals in use that are not known of this item. Each contributes 0, but for the
             interest of an item that preselection left out, which takes the least.
         cold: it has no text, or none of the features in use.
@@ -125,6 +137,7 @@ class RankedItem(Output):
     item_id: str
     rank: int
     score: float
+    p: float | None = None
     interest: Interest
     contributions: dict[str, float]
     missing: list[str]

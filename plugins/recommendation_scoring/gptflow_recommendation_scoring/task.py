@@ -89,6 +89,7 @@ def _rank(
             item_id=standing.candidate.item_id,
             rank=rank,
             score=standing.score,
+            p=None if slate.blend is None else round(slate.blend.probability(standing.score), 4),
             interest=judged.get(i, Interest()),
             contributions=dict(standing.contributions),
             missing=list(standing.missing),
