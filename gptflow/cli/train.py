@@ -53,6 +53,15 @@ _SETTINGS = (
     click.option("--dev-share", "dev", type=_POSITIVE, help="Of the rows.  [default: 0.1]"),
     click.option("--class-weights", is_flag=True, default=None, help="Rare labels weigh more."),
     click.option("--pairwise/--pointwise", default=None, help="Of scores.  [default: pairwise]"),
+    click.option(
+        "--adversarial",
+        type=click.Choice(("fgm", "pgd", "freelb")),
+        help="Also learn from what raises the loss most nearby.",
+    ),
+    click.option("--epsilon", type=_POSITIVE, help="How far to look, in tokens.  [default: 1]"),
+    click.option(
+        "--adversarial-steps", type=click.IntRange(2, 32), help="Of pgd and freelb.  [default: 3]"
+    ),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="[default: auto]"),

@@ -69,6 +69,10 @@ class Activations:
                 ) from None
         self._states = np.memmap(path, np.float32, "r", shape=shape)
 
+    def __contains__(self, text: Text) -> bool:
+        """Whether they were computed for this text."""
+        return text.ids in self._places
+
     def __getitem__(self, text: Text) -> torch.Tensor:
         """`[tokens, width]`."""
         place = self._places[text.ids]

@@ -6,6 +6,8 @@
         log.jsonl                 one record per step
         checkpoint.safetensors    while it is not done
         lower.f32                 activations of frozen layers, while it is not done
+        reservoir.jsonl           rows for a run that goes on from its adapter
+        stages.json               the figures of it and of those that it went on from
         report-label.json ...     figures beside their floors, once it is
 """
 
@@ -64,6 +66,7 @@ class RunRecord(_Strict):
         version: the adapter that came of it, `alias@version`.
         trained_model: the folder of the model that came of it, where all weights were trained.
         metrics: of that adapter.
+        parent: the adapter that it goes on from: `alias@version`, or a folder.
         error: why the run failed.
     """
 
@@ -84,6 +87,8 @@ class RunRecord(_Strict):
     trained_model: str | None = None
     metrics: Mapping[str, Metric] = {}
     primary: str = ""
+    parent: str | None = None
+    parent_sha256: str | None = None
     rows: Mapping[str, int] = {}
     steps: int = 0
     tokens: int = 0

@@ -14,13 +14,14 @@ import torch
 
 from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import GPTFlowError, ResumeRefused, UnreadableFile
+from gptflow.errors import GPTFlowError, ResumeRefused, SplitImpossible, UnreadableFile
 from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
-from gptflow.training import artefact, checkpoint
+from gptflow.training import anchor, artefact, checkpoint, reservoir
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
+from gptflow.training.continuing import REPLAYED, Past, hold, keep_rows, measure_stages
 from gptflow.training.data.duplicates import find_duplicates
 from gptflow.training.data.reading import read
 from gptflow.training.data.rows import Row, ScoredPair
@@ -30,12 +31,17 @@ from gptflow.training.evaluation.summary import Report
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.choice import choose_objective
 from gptflow.training.objectives.objective import Objective
+from gptflow.training.parent import Parent
 from gptflow.training.recording import TaskRecorder, choose_adapter
+from gptflow.training.reservoir import Kept
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.trainer import Trainer, Update
 
 Notes = Callable[[str], None]
+
+FEW = 20
+"""Fewer new rows than this are all trained on where old ones are there to choose by."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +89,24 @@ def begin(
     *,
     adapter: str | None = None,
     gates: Mapping[str, float] | None = None,
+    parent: Parent | None = None,
 ) -> Run:
     """Put a new run into the table; `train` then trains it.
 
+    Args:
+        parent: the adapter to go on from; settings that are not given are its own.
+
     Raises:
-        NotTrainable: the task's head names no adapter, or several.
+        NotTrainable: the task's head names no adapter, or several; or the settings are not the
+            parent's, or no old rows are kept where some are wanted.
     """
-    return table.create(
+    old: list[Kept] = []
+    if parent is not None:
+        given = settings.model_dump(exclude_unset=True)
+        settings = TrainingSettings.of(**parent.inherit(given))
+        wanted = settings.replay or settings.ewc
+        old = parent.require_rows(table) if wanted else parent.rows(table) or []
+    run = table.create(
         task=task.name,
         adapter=choose_adapter(task, adapter),
         model=model.name,
@@ -99,7 +116,12 @@ def begin(
         gates=gates or {},
         data=tuple(data),
         code=f"gptflow {metadata.version('gptflow')}",
+        parent=None if parent is None else parent.reference,
+        parent_sha256=None if parent is None else parent.sha256,
     )
+    if old:
+        reservoir.save(run.folder, old, REPLAYED)
+    return run
 
 
 def train(
@@ -176,11 +198,24 @@ class _Training:
 
     def run(self) -> RunRecord:
         settings, watch = self._settings, self._watch
-        train, dev, test = self._rows()
+        past = Past.find(self._run, self._store, self._model)
+        train, own_dev, test = self._rows(past)
         objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
-        objective.prepare(train)
-        watch.note(f"{len(train)} rows to train on, {len(dev)} to choose by, {len(test)} to test")
+        wanted = bool(settings.replay or settings.ewc)
+        past = past.of(objective, train, own_dev, wanted=wanted, note=watch.note)
+        dev = [*own_dev, *past.dev]
+        if not dev:
+            raise SplitImpossible(
+                f"{len(train)} rows are too few to put some aside to choose by.",
+                hint="Add rows, or give `--dev FILE`.",
+            )
+        objective.prepare([*train, *past.train])
+        watch.note(
+            f"{len(train)} rows to train on, {len(dev)} to choose by, {len(test)} to test"
+            + (f", {len(past.train)} old ones" if past.train else "")
+        )
         examples, dev_examples = objective.examples(train), objective.examples(dev)
+        old_examples = objective.examples(past.train) if past.train else []
         test_examples = objective.examples(test) if test else []
         backbone = Backbone.load(self._model.path, settings, model_id=self._record.model)
         heads = TrainedHeads(objective.heads, backbone.width)
@@ -189,7 +224,12 @@ class _Training:
             watch.note(f"computing the lower {backbone.first} layers once")
             lower = Activations(
                 backbone,
-                [text for e in (*examples, *dev_examples, *test_examples) for text in e.texts],
+                [
+                    text
+                    for each in (examples, old_examples, dev_examples, test_examples)
+                    for example in each
+                    for text in example.texts
+                ],
                 self._run.folder,
                 key=self._record.model_sha256,
                 progress=watch.lower,
@@ -204,8 +244,21 @@ class _Training:
             dev=dev,
             dev_examples=dev_examples,
             lower=lower,
+            replayed=old_examples,
             report=watch.update,
         )
+        if past.parent is not None:
+            fresh = past.begin_from(trainer, objective, watch.note)
+            if settings.ewc:
+                watch.note("measuring what the old rows rely on")
+                trainer.anchor = hold(
+                    trainer,
+                    old_examples,
+                    fresh,
+                    self._run.folder,
+                    strength=settings.ewc,
+                    key=past.parent.sha256,
+                )
         progress = trainer.run()
         if settings.method == "lora":
             round_to(backbone.parameters, getattr(torch, settings.storage))
@@ -215,9 +268,11 @@ class _Training:
             test_outputs = trainer.predict(test_examples) if test else outputs
         specs = objective.specs(dev, dev_examples, outputs)
         rows, made = (test, test_examples) if test else (dev, dev_examples)
-        reports = objective.reports(train, rows, made, test_outputs, specs)
-        metrics = _metrics(objective, reports, objective.figures(rows, made, test_outputs))
+        reports = objective.reports([*train, *past.train], rows, made, test_outputs, specs)
+        figures = objective.figures(rows, made, test_outputs)
+        metrics = _metrics(objective, reports, figures)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
+        counts |= {"old": len(past.train)} if past.train else {}
         self._record = self._run.update(
             metrics=metrics,
             primary=objective.primary,
@@ -228,9 +283,13 @@ class _Training:
         )
         for name, report in reports.items():
             report.write(self._run.folder / f"report-{name}")
+        keep_rows(self._run, past, train, own_dev, size=settings.keep, tested=bool(test))
+        with backbone.in_float32():
+            tested = figures if test else {}
+            measure_stages(self._run, past, trainer, objective, tested=tested, note=watch.note)
         watch.note("saving, and asking the engine the same")
-        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
-        for left in (checkpoint.FILE, "lower.f32", "lower.json"):
+        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs, past)
+        for left in (checkpoint.FILE, "lower.f32", "lower.json", REPLAYED, anchor.FILE):
             (self._run.folder / left).unlink(missing_ok=True)
         self._record = self._run.update(state="done")
         return self._record
@@ -245,6 +304,7 @@ class _Training:
         reports: Mapping[str, Report],
         trainer: Trainer[Any],
         outputs: Sequence[Any],
+        past: Past,
     ) -> None:
         base = None
         if self._settings.method == "full":
@@ -259,6 +319,7 @@ class _Training:
             "rows": dict(self._record.rows),
             "history": trainer.progress.history,
             "best_step": trainer.progress.best_step,
+            "continued_from": None if past.parent is None else past.parent.sha256,
             "reports": {name: _to_ship(report).as_dict() for name, report in reports.items()},
         }
         version = artefact.save(
@@ -274,10 +335,11 @@ class _Training:
             examples=trainer.dev_examples,
             outputs=outputs,
             base=base,
+            inherited=past.data,
         )
         self._run.update(version=version.reference)
 
-    def _rows(self) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    def _rows(self, past: Past) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Train, dev and test. Dev is cut from train where no file is given for it."""
         parts: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
         for file in self._record.data:
@@ -290,7 +352,7 @@ class _Training:
             kind: Any = file.kind
             parts[file.split] += read(path, kind, Source(**file.source)).require()
         train = [_grouped(row) for row in parts["train"]]
-        if parts["dev"]:
+        if parts["dev"] or (len(train) < FEW and any(kept.part == "dev" for kept in past.kept)):
             return train, parts["dev"], parts["test"]
         method: Any = "grouped" if all(row.group for row in train) else "stratified"
         cut = split(
