@@ -62,6 +62,15 @@ _SETTINGS = (
     click.option(
         "--adversarial-steps", type=click.IntRange(2, 32), help="Of pgd and freelb.  [default: 3]"
     ),
+    click.option(
+        "--replay", type=_NOT_NEGATIVE, help="Old rows' share, with --continue.  [default: 0.1]"
+    ),
+    click.option(
+        "--ewc", type=_NOT_NEGATIVE, help="Hold old weights, with --continue.  [default: 0]"
+    ),
+    click.option(
+        "--keep", type=click.IntRange(0), help="Rows for a later --continue.  [default: 1000]"
+    ),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="[default: auto]"),
@@ -84,6 +93,10 @@ def _with_settings(command: Any) -> Any:
 @click.option("--data-name", metavar="TEXT", help="For the model card.  [default: the file's]")
 @click.option("--licence", metavar="TEXT", default="unknown", help="Of the data.")
 @click.option("--model", help="To train.  [default: the settings']")
+@click.option(
+    "--continue", "parent", metavar="ADAPTER", help="Go on from its weights; or from a folder."
+)
+@click.option("--feedback", is_flag=True, help="Train on what `gptflow feedback` has collected.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
 @_with_settings
 @source_options
@@ -101,6 +114,8 @@ def train(
     data_name: str | None,
     licence: str,
     model: str | None,
+    parent: str | None,
+    feedback: bool,
     resume: str | None,
     kind: str | None,
     source: Source,
@@ -113,15 +128,19 @@ def train(
     goes on with --resume as if nothing had been.
     """
     if resume is not None:
-        if task is not None or data:
+        if task is not None or data or parent is not None or feedback:
             raise click.UsageError("--resume takes a run's task, data and settings from the run.")
         run = _table(session).find(resume)
         record = _train(session, run)
-    elif task is None or not data:
+    elif task is None or not (data or feedback):
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
+        if parent is None and (settings["replay"] is not None or settings["ewc"] is not None):
+            raise click.UsageError("--replay and --ewc go with --continue ADAPTER.")
         files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
-        run = _begin(session, task, files, settings, adapter, _gates(gates), model)
+        run = _begin(
+            session, task, files, settings, adapter, _gates(gates), model, parent, feedback
+        )
         note(f"run {run.folder.name}")
         record = _train(session, run)
     if as_json:
@@ -138,22 +157,36 @@ def _begin(
     adapter: str | None,
     gates: Mapping[str, float],
     model: str | None,
+    parent: str | None,
+    feedback: bool,
 ) -> Run:
     from gptflow.models import ModelStore
+    from gptflow.models.adapter_store import AdapterStore
+    from gptflow.training.feedback import FeedbackTable
+    from gptflow.training.parent import Parent
     from gptflow.training.settings import TrainingSettings
     from gptflow.training.training import begin
 
     settings = session.settings(model=model)
     known = session.registry(settings, warn=True).task(task)
-    store = ModelStore(settings.cache_dir, offline=settings.offline)
+    base = ModelStore(settings.cache_dir, offline=settings.offline).find(settings.model)
+    found = None
+    if parent is not None:
+        found = Parent.find(AdapterStore(settings.adapters_dir), parent, base)
+    table = _table(session)
+    files = list(files)
+    if feedback:
+        given_rows = FeedbackTable(settings.data_dir / "feedback")
+        files.append(given_rows.data_file(known, table, None if found is None else found.run))
     return begin(
-        _table(session),
+        table,
         known,
-        store.find(settings.model),
+        base,
         files,
         TrainingSettings.of(**given),
         adapter=adapter,
         gates=gates,
+        parent=found,
     )
 
 

@@ -104,6 +104,8 @@ class Past:
         """
         if self.parent is None or not self.kept:
             return self
+        if not wanted and any(type(kept.row) is not type(train[0]) for kept in self.kept):
+            return dataclasses.replace(self, kept=())
         require_kind(self.kept, train[0])
         known = still_known(self.kept, objective)
         if len(known) < len(self.kept):
@@ -251,9 +253,13 @@ def _rows(folder: Path, record: RunRecord) -> list[Any]:
     rows: list[Any] = []
     for file in files:
         path, kind = Path(file.path), file.kind
-        with path.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-                return []
+        try:
+            with path.open("rb") as opened:
+                same = hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+        except OSError:
+            same = False
+        if not same:
+            return []
         rows += read(path, kind, Source(**file.source)).require()  # type: ignore[arg-type]
     return rows
 

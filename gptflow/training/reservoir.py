@@ -86,7 +86,7 @@ def save(folder: Path, rows: Sequence[Kept], name: str = FILE) -> None:
     Raises:
         TrainingError: the disk is full.
     """
-    lines = (json.dumps(_as_line(row), ensure_ascii=False) + "\n" for row in rows)
+    lines = (json.dumps(_as_line(row)) + "\n" for row in rows)
     partial = ""
     try:
         handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}.")  # for its owner alone
@@ -114,7 +114,7 @@ def load(folder: Path, name: str = FILE) -> list[Kept] | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
         return [_from_line(json.loads(line), path, number) for number, line in enumerate(lines, 1)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnreadableFile(
