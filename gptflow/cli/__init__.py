@@ -32,6 +32,8 @@ COMMANDS = {
     "models": ("models:models", "Get models and list them."),
     "train": ("train:train", "Train an adapter for a task."),
     "runs": ("runs:runs", "List trainings, show and compare them."),
+    "feedback": ("feedback:feedback", "Collect corrected answers to train on."),
+    "robustness": ("robustness:robustness", "Measure an adapter on misspelt texts."),
     "adapters": ("adapters:adapters", "List adapters, promote one, roll back."),
     "bench": ("bench:bench", "Measure speed."),
     "config": ("config:config", "Show the settings and where they come from."),

@@ -35,10 +35,12 @@ class Parent:
 
     Attributes:
         reference: `alias@version`, or the folder of one that is in no store.
+        alias: that it is served under; of a folder, its name.
         run: the id of the run that it came of.
     """
 
     reference: str
+    alias: str
     folder: Path
     sha256: str
     manifest: Manifest
@@ -65,6 +67,7 @@ class Parent:
         store.verify(version, base=model.sha256)
         return cls(
             reference=reference,
+            alias=version.alias,
             folder=version.folder,
             sha256=version.sha256,
             manifest=version.manifest,

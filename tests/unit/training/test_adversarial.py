@@ -1,4 +1,4 @@
-"""Shifts of the tokens' states: they raise the loss, stay in the ball, and leave the model alone."""
+"""Shifts of the tokens' states: they raise the loss, stay in the ball, leave the model alone."""
 
 from __future__ import annotations
 

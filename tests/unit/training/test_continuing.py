@@ -84,9 +84,7 @@ class Bench:
         if parent:
             given = {k: v for k, v in QUICK.items() if k != "rank"} | settings
         found = Parent.find(self.tiny.store, parent, model) if parent else None
-        run = begin(
-            self.tiny.table, task, model, files, TrainingSettings.of(**given), parent=found
-        )
+        run = begin(self.tiny.table, task, model, files, TrainingSettings.of(**given), parent=found)
         return run, task
 
     def go(self, run: Run, task: Any, model: Any = None, **watch: Any) -> AdapterVersion:
@@ -128,11 +126,15 @@ def test_a_reservoir_is_balanced_over_classes_and_depends_on_the_rows_alone() ->
 
 
 def test_development_rows_are_kept_apart_and_candidates_together() -> None:
-    rows = [kept(label(f"text {n}", "ab"[n % 2]), "dev" if n % 4 == 0 else "train") for n in range(80)]
+    rows = [
+        kept(label(f"text {n}", "ab"[n % 2]), "dev" if n % 4 == 0 else "train") for n in range(80)
+    ]
     found = reservoir.sample(rows, 20)
     assert [sum(k.part == part for k in found) for part in ("train", "dev")] == [20, 5]
     pairs = [
-        kept(ScoredPair(origin=HERE, query=f"q{n // 3}", candidate=f"c{n}", score=float(n % 3 == 0)))
+        kept(
+            ScoredPair(origin=HERE, query=f"q{n // 3}", candidate=f"c{n}", score=float(n % 3 == 0))
+        )
         for n in range(60)
     ]
     queries = [k.row.query for k in reservoir.sample(pairs, 10)]
@@ -142,8 +144,17 @@ def test_development_rows_are_kept_apart_and_candidates_together() -> None:
 def test_a_reservoir_is_read_as_it_was_written_and_is_its_owners_alone(tmp_path: Path) -> None:
     words = (DataToken(0, 3), DataToken(4, 9))
     rows = [
-        kept(LabelledText(origin=HERE, text="我的卡 \u2028x", labels={"text": "a", "id": "b"}, time=5.5, group="g")),
-        kept(TaggedText(origin=HERE, text="Ada lives", tokens=words, tags=("B-name", "O"), id="7"), "dev"),
+        kept(
+            LabelledText(
+                origin=HERE, text="我的卡 \u2028x", labels={"text": "a", "id": "b"}, group="g"
+            )
+        ),
+        kept(
+            TaggedText(
+                origin=HERE, text="Ada lives", tokens=words, tags=("B-name", "O"), id="7"
+            ),
+            "dev",
+        ),
         kept(TaggedText(origin=HERE, text="Ada lives", tokens=words, tags=("O", "B-x"))),
         kept(Dialogue(origin=HERE, turns=(Turn("user", "hi"), Turn("assistant", "hello")))),
         kept(ScoredPair(origin=HERE, query="q", candidate="c", score=0.5), stage="two"),
@@ -232,7 +243,9 @@ def test_it_begins_with_the_parents_weights_and_settings(bench: Bench) -> None:
         before, after = load_file(first.folder / name), load_file(second.folder / name)
         assert before.keys() == after.keys()
         assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
-    assert json.loads((second.folder / "metrics.json").read_text())["continued_from"] == first.sha256
+    assert (
+        json.loads((second.folder / "metrics.json").read_text())["continued_from"] == first.sha256
+    )
     names = [data.sha256 for data in second.manifest.data]
     assert names == [*(data.sha256 for data in first.manifest.data), run.record.data[0].sha256]
     assert not (run.folder / continuing.REPLAYED).exists()
