@@ -149,6 +149,7 @@ def _flat(run: Run) -> dict[str, Any]:
         "task": record.task,
         "adapter": record.adapter,
         "model": record.model,
+        "parent": record.parent,
         "data": ", ".join(f"{file.name} {file.sha256[:8]}" for file in record.data),
         **record.settings.model_dump(mode="json"),
         "state": run.state,

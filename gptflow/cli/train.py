@@ -177,7 +177,10 @@ def _begin(
     files = list(files)
     if feedback:
         given_rows = FeedbackTable(settings.data_dir / "feedback")
-        files.append(given_rows.data_file(known, table, None if found is None else found.run))
+        taken = given_rows.data_file(known, table, None if found is None else found.run)
+        if other := next((file for file in files if file.kind != taken.kind), None):
+            raise click.UsageError(f"{other.path} holds {other.kind}, and feedback {taken.kind}.")
+        files.append(taken)
     return begin(
         table,
         known,

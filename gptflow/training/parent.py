@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from gptflow.adapter import ClassifyHead, HeadSpec, Manifest, TagHead
 from gptflow.adapter_info import HEAD_WEIGHTS, LORA_CONFIG, LORA_WEIGHTS
-from gptflow.errors import AdapterMismatch, NotTrainable, UnreadableFile
+from gptflow.errors import AdapterCorrupt, AdapterMismatch, NotTrainable, UnreadableFile
 from gptflow.models.adapter_store import AdapterStore, open_folder
 from gptflow.models.model import Model
 from gptflow.training import reservoir
@@ -129,6 +129,7 @@ class Parent:
         Raises:
             NotTrainable: its LoRA is of other layers or another rank.
             AdapterMismatch: it answers nothing that the task asks.
+            AdapterCorrupt: its heads are not as large as its manifest says.
         """
         if backbone.has_lora:
             backbone.load_lora(load_file(self.folder / LORA_WEIGHTS))
@@ -146,12 +147,19 @@ class Parent:
                 )
             layer = heads[name]
             places = {row: place for place, row in enumerate(known)}
-            with torch.no_grad():
-                for number, row in enumerate(wanted):
-                    if row in places:
-                        layer.weight[number] = tensors[f"{name}.weight"][places[row]]
-                        if f"{name}.bias" in tensors:
-                            layer.bias[number] = tensors[f"{name}.bias"][places[row]]
+            try:
+                with torch.no_grad():
+                    for number, row in enumerate(wanted):
+                        if row in places:
+                            layer.weight[number] = tensors[f"{name}.weight"][places[row]]
+                            if f"{name}.bias" in tensors:
+                                layer.bias[number] = tensors[f"{name}.bias"][places[row]]
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise AdapterCorrupt(
+                    f"Adapter {self.reference}: {HEAD_WEIGHTS} does not hold the head {name!r} of "
+                    f"its manifest: {error}.",
+                    hint="Copy the adapter again, or train it again.",
+                ) from None
             old = torch.tensor([row in places for row in wanted], device=layer.weight.device)
             parameters = {id(layer.weight): old[:, None], id(layer.bias): old}
             masks |= {n: parameters[id(p)] for n, p in heads.trained.items() if id(p) in parameters}

@@ -21,6 +21,7 @@ from gptflow.plugins import AnyTask
 from gptflow.training import anchor, artefact, checkpoint, reservoir
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
+from gptflow.training.batches import replayed_of
 from gptflow.training.continuing import REPLAYED, Past, hold, keep_rows, measure_stages
 from gptflow.training.data.duplicates import find_duplicates
 from gptflow.training.data.reading import read
@@ -210,6 +211,9 @@ class _Training:
                 hint="Add rows, or give `--dev FILE`.",
             )
         objective.prepare([*train, *past.train])
+        if past.train and settings.replay:
+            old_share = replayed_of(settings.batch, settings.replay) / settings.batch
+            objective.mix(train, past.train, old_share)
         watch.note(
             f"{len(train)} rows to train on, {len(dev)} to choose by, {len(test)} to test"
             + (f", {len(past.train)} old ones" if past.train else "")

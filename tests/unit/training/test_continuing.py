@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import stat
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 
 from gptflow import Classify
 from gptflow.adapter_info import HEAD_WEIGHTS, LORA_WEIGHTS
+from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import (
     AdapterCorrupt,
     AdapterMismatch,
@@ -32,7 +35,9 @@ from gptflow.training.data.rows import Dialogue, LabelledText, Origin, ScoredPai
 from gptflow.training.data.rows import Token as DataToken
 from gptflow.training.data.source import Source
 from gptflow.training.example import Example, Text
+from gptflow.training.objectives.labels import LabelObjective
 from gptflow.training.parent import Parent
+from gptflow.training.recording import TaskRecorder
 from gptflow.training.reservoir import Kept
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
@@ -440,3 +445,64 @@ def test_a_stage_whose_test_file_is_gone_is_left_empty(bench: Bench, tiny: Simpl
     made = Stages.load(tiny.table.folder / third.manifest.version)
     assert made is not None
     assert [value is None for value in made.matrix[2]] == [True, False, False]
+
+
+def test_labels_are_adjusted_by_how_often_they_come(bench: Bench) -> None:
+    tiny = bench.tiny
+    task = tiny.Topic()
+    task.check()
+    vocabulary = Vocabulary.from_folder(tiny.model().path)
+    recorder = TaskRecorder(task, vocabulary, context=256)
+    objective = LabelObjective(recorder, vocabulary, task.head, TrainingSettings())
+    new = [label(f"new {n}", "fee") for n in range(6)] + [label("new", "limit")] * 2
+    old = [label("old", "card"), label("old", "cash"), label("old", "refund")]
+    objective.mix(new, old, 0.1)
+    found = dict(zip(tiny.TOPICS, objective._offsets["label"].exp().tolist(), strict=True))
+    assert found["fee"] == pytest.approx(0.9 * 6 / 8)
+    assert found["limit"] == pytest.approx(0.9 * 2 / 8)
+    assert found["card"] == pytest.approx(0.1 / 3)
+    assert found["hotel"] == found["fee"]  # it never comes, and must not win for that
+
+
+def test_the_benchmark_goes_on_where_it_was(
+    tiny: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    domains = {"bank": list(tiny.TOPICS[:3]), "home": list(tiny.TOPICS[3:6])}
+    rows = [[row["text"], row["label"]] for row in tiny.topic_rows(24)]
+    folder = tmp_path / "clinc"
+    folder.mkdir()
+    (folder / "domains.json").write_text(json.dumps(domains))
+    data = {"train": rows, "val": rows[::4], "test": rows[::3]}
+    (folder / "data_full.json").write_text(json.dumps(data))
+    path = Path(__file__).parents[3] / "benchmarks" / "continual.py"
+    spec = importlib.util.spec_from_file_location("continual_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    args = (
+        str(folder), "--out", str(tmp_path / "out"), "--model", str(tiny.model().path),
+        "--rows", "8", "--epochs", "1", "--rank", "2", "--batch", "8",
+    )  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["continual.py", *args])
+
+    def call() -> str:
+        capsys.readouterr()
+        module.main()
+        return capsys.readouterr().out
+
+    told = call()
+    assert "naive: stage 2 of 2, home" in told
+    assert "backward transfer" in told
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(found["arms"]) == {"naive", "replay 10%"}
+    arm = found["arms"]["replay 10%"]
+    assert [len(row) for row in arm["matrix"]] == [2, 2]
+    assert arm["forgetting"] is not None
+    again = call()
+    assert "stage" not in again.split("after stage")[0]  # all stages are done
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
