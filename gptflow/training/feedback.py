@@ -121,7 +121,7 @@ class FeedbackTable:
             asked = _turns(task, given)
             fields["turns"] = (*asked, Turn(role="assistant", content=reply))
         else:
-            fields["labels"] = _checked(task, labels or {})
+            fields["labels"] = _checked(task, dict(labels or {}))
             fields["text"] = next(
                 t for t in reversed(_turns(task, given)) if t.role == "user"
             ).content
@@ -238,7 +238,7 @@ def labels_of(head: Head | None) -> Mapping[str, tuple[str, ...]]:
     return {}
 
 
-def _checked(task: AnyTask, labels: Mapping[str, str]) -> dict[str, str]:
+def _checked(task: AnyTask, labels: dict[str, str]) -> dict[str, str]:
     known = labels_of(task.head)
     if not known:
         raise InvalidInput(
@@ -247,6 +247,11 @@ def _checked(task: AnyTask, labels: Mapping[str, str]) -> dict[str, str]:
             if isinstance(task.head, Generate)
             else "Name the task that does: `--task TASK`.",
         )
+    if LABEL not in known and LABEL in labels:  # a label that one head has needs no head's name
+        having = [head for head, names in known.items() if labels[LABEL] in names]
+        if len(having) == 1:
+            labels = {**labels, having[0]: labels[LABEL]}
+            labels.pop(LABEL)
     for head, label in labels.items():
         if head not in known:
             raise InvalidInput(

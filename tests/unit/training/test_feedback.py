@@ -81,6 +81,8 @@ def test_rows_are_kept_read_and_deleted(tiny: SimpleNamespace, table: FeedbackTa
     assert table.rows() == [second]
     assert stat.S_IMODE((table.folder / FILE).stat().st_mode) == 0o600
     assert FeedbackTable(table.folder / "nowhere").rows() == []
+    assert table.add(tiny.Both(), "so so", labels={"label": "bad"}).labels == {"mood": "bad"}
+    assert table.remove([row.id for row in table.rows("tiny.both")]) == 1
     with (table.folder / FILE).open("a") as file:
         file.write('{"id": "fb_half\n')
     with pytest.raises(UnreadableFile, match=r"feedback\.jsonl:2 is damaged"):
