@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DATA ?= ../shared/data
 
 PROJECTS := pyproject.toml $(wildcard workers/pyproject.toml plugins/*/pyproject.toml)
 
@@ -33,6 +34,9 @@ test: install model ## Run every test that needs no GPU, but those that break th
 faults: install model ## Break the queue for hours: the fault tests at full size, with real leases
 	$(BIN)/pytest tests/faults tests/integration/queue/test_ledger_model.py --nightly
 
+adapters: install model ## Train the adapters that the plugins ship, on DATA: hours on a CPU
+	cd plugins && ../$(BIN)/python -m shipped adapters --data $(abspath $(DATA)) --build ../build/adapters
+
 lint: install ## Check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +50,4 @@ format: install ## Rewrite the code in the project's style
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help install demo up model test faults lint format clean
+.PHONY: help install demo up model test faults adapters lint format clean

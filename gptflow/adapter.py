@@ -43,12 +43,15 @@ class ClassifyHead(_Strict):
 
     Attributes:
         thresholds: per label, the probability below which it is not to be relied on.
+        energy: the least energy of a text that is about one of the labels,
+            which is the log of the sum of its exponentiated logits (Liu et al. 2020).
     """
 
     kind: Literal["classify"] = "classify"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     temperature: Temperature = 1.0
     thresholds: Mapping[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    energy: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @property
     def rows(self) -> int:

@@ -233,8 +233,10 @@ class JobContext:
 
     def _doubt(self, raw: Raw) -> None:
         """Abstain where a trained head is less sure than it has to be."""
-        named = raw.by_head.items() if isinstance(raw, Choices) else [("", cast(Chosen, raw))]
-        for name, chosen in named:
+        by_head = raw.by_head if isinstance(raw, Choices) else {"": cast(Chosen, raw)}
+        if not any(chosen.in_scope for chosen in by_head.values()):
+            self.abstain("the text is about none of the labels")
+        for name, chosen in by_head.items():
             sure = chosen.probs[chosen.label]
             if sure < chosen.threshold:
                 which = f"{name} {chosen.label!r}" if name else repr(chosen.label)

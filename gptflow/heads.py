@@ -273,6 +273,8 @@ class Chosen(Raw):
         scores: per label, the mean token log-probability after calibration, or a trained
             head's logit.
         threshold: the probability below which a trained head's label is not to be relied on.
+        in_scope: whether the text is about one of the labels at all, as far as a trained head
+            can tell: the energy of its scores (Liu et al. 2020) is that of such texts.
         calibrated: True only when the probabilities were fitted on labelled data.
     """
 
@@ -280,6 +282,7 @@ class Chosen(Raw):
     probs: Mapping[str, float]
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     threshold: float = 0.0
+    in_scope: bool = True
     calibrated: bool = False
 
 

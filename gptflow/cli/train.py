@@ -51,7 +51,19 @@ _SETTINGS = (
         "--patience", type=click.IntRange(1), help="Evaluations to wait for better.  [default: 3]"
     ),
     click.option("--dev-share", "dev", type=_POSITIVE, help="Of the rows.  [default: 0.1]"),
+    click.option(
+        "--keep-repeats",
+        is_flag=True,
+        default=None,
+        help="Train on rows that repeat others, or rows of the test.",
+    ),
     click.option("--class-weights", is_flag=True, default=None, help="Rare labels weigh more."),
+    click.option(
+        "--in-scope",
+        type=_POSITIVE,
+        metavar="SHARE",
+        help="Of the development rows whose energy a text needs to be about any label.",
+    ),
     click.option("--pairwise/--pointwise", default=None, help="Of scores.  [default: pairwise]"),
     click.option(
         "--adversarial",

@@ -30,6 +30,7 @@ def classify(
         probs={label: probs[label] for label in labels},
         scores={label: scores[label] for label in labels},
         threshold=spec.thresholds.get(best, 0.0),
+        in_scope=spec.energy is None or float(logits.logsumexp(-1)) >= spec.energy,
         calibrated=True,
         usage=usage,
     )

@@ -1,7 +1,7 @@
 """Activations: what the frozen lower half of a model gives for each text, computed once.
 
 They lie in one file of float32 numbers beside the run, `tokens x width x 4` bytes, and are read as
-they are needed. A file that was not finished is begun again.
+they are needed. A note beside it says how far it is done, so that a run that is killed goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,16 @@ from gptflow.errors import TrainingError
 from gptflow.training.backbone import Backbone
 from gptflow.training.example import Text
 
+STATES = "lower.f32"
+NOTE = "lower.json"
+
 _PASS = 4096
 """Tokens in one forward pass."""
+
+_NOTED = 8
+"""Passes between two notes."""
+
+Ids = tuple[int, ...]
 
 
 class Activations:
@@ -28,6 +36,8 @@ class Activations:
 
     Args:
         folder: of the run.
+        key: of the model; what was computed by another is not taken.
+        progress: told how many tokens are done, and of how many.
 
     Raises:
         TrainingError: the disk has no room for it.
@@ -42,32 +52,27 @@ class Activations:
         key: str,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self._places: dict[tuple[int, ...], int] = {}
+        self._places: dict[Ids, int] = {}
         rows = 0
         for text in texts:
             if text.ids not in self._places:
                 self._places[text.ids] = rows
                 rows += len(text)
-        path = folder / "lower.f32"
-        shape = (rows, backbone.width)
-        digest = hashlib.sha256(repr((key, shape, list(self._places))).encode()).hexdigest()
-        note = folder / "lower.json"
-        done = None
-        with contextlib.suppress(OSError, ValueError):
-            done = json.loads(note.read_text(encoding="utf-8"))["digest"]
-        if done != digest or not path.is_file() or path.stat().st_size != 4 * rows * shape[1]:
-            note.unlink(missing_ok=True)
-            try:
-                self._compute(backbone, path, shape, progress)
-                note.write_text(json.dumps({"digest": digest}), encoding="utf-8")
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                raise TrainingError(
-                    f"The activations of {rows} tokens take {4 * rows * shape[1] >> 20} MiB: "
-                    f"{error.strerror or error}.",
-                    hint="Make room, or train all layers: `--layers all`.",
-                ) from None
-        self._states = np.memmap(path, np.float32, "r", shape=shape)
+        self._path, self._note = folder / STATES, folder / NOTE
+        self._shape = (rows, backbone.width)
+        self._digest = hashlib.sha256(
+            repr((key, self._shape, list(self._places))).encode()
+        ).hexdigest()
+        try:
+            self._compute(backbone, progress)
+        except OSError as error:
+            self._path.unlink(missing_ok=True)
+            raise TrainingError(
+                f"The activations of {rows} tokens take {self._size >> 20} MiB: "
+                f"{error.strerror or error}.",
+                hint="Make room, or train all layers: `--layers all`.",
+            ) from None
+        self._states = np.memmap(self._path, np.float32, "r", shape=self._shape)
 
     def __contains__(self, text: Text) -> bool:
         """Whether they were computed for this text."""
@@ -78,30 +83,57 @@ class Activations:
         place = self._places[text.ids]
         return torch.from_numpy(np.array(self._states[place : place + len(text)]))
 
-    def _compute(
-        self,
-        backbone: Backbone,
-        path: Path,
-        shape: tuple[int, int],
-        progress: Callable[[int, int], None],
-    ) -> None:
-        with path.open("wb") as file:  # a map of a file with holes dies of a full disk
-            block = np.zeros((1 << 20) // 4, np.float32).tobytes()
-            left = 4 * shape[0] * shape[1]
+    @property
+    def _size(self) -> int:
+        return 4 * self._shape[0] * self._shape[1]
+
+    def _compute(self, backbone: Backbone, progress: Callable[[int, int], None]) -> None:
+        order = sorted(self._places, key=len)
+        done = self._texts_done()
+        if not done:
+            self._note.unlink(missing_ok=True)
+            self._make_room()
+        states = np.memmap(self._path, np.float32, "r+", shape=self._shape)
+        tokens = sum(map(len, order[:done]))
+        for number, part in enumerate(_passes(order[done:]), start=1):
+            for known, found in zip(part, backbone.lower(part), strict=True):
+                place = self._places[known]
+                states[place : place + len(known)] = found.numpy()
+            done += len(part)
+            tokens += sum(map(len, part))
+            if number % _NOTED == 0 or done == len(order):
+                states.flush()
+                self._write_note(done)
+            progress(tokens, self._shape[0])
+
+    def _texts_done(self) -> int:
+        """How many texts, the shortest first, an earlier sitting has computed."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(self._note.read_text(encoding="utf-8"))
+            if note["digest"] == self._digest and self._path.stat().st_size == self._size:
+                return int(note["texts"])
+        return 0
+
+    def _write_note(self, texts: int) -> None:
+        partial = self._note.with_suffix(".partial")
+        partial.write_text(json.dumps({"digest": self._digest, "texts": texts}), encoding="utf-8")
+        partial.replace(self._note)
+
+    def _make_room(self) -> None:
+        block = np.zeros((1 << 20) // 4, np.float32).tobytes()
+        left = self._size
+        with self._path.open("wb") as file:  # a map of a file with holes dies of a full disk
             while left:
                 left -= file.write(block[: min(left, len(block))])
-        states = np.memmap(path, np.float32, "r+", shape=shape)
-        order = sorted(self._places, key=len)
-        part: list[tuple[int, ...]] = []
-        done = 0
-        for ids in (*order, None):
-            if part and (ids is None or (len(part) + 1) * len(ids) > _PASS):
-                for known, found in zip(part, backbone.lower(part), strict=True):
-                    place = self._places[known]
-                    states[place : place + len(known)] = found.numpy()
-                    done += len(known)
-                progress(done, shape[0])
-                part = []
-            if ids is not None:
-                part.append(ids)
-        states.flush()
+
+
+def _passes(texts: Sequence[Ids]) -> Iterator[list[Ids]]:
+    """Texts that are sorted by length, in parts that fit one forward pass."""
+    part: list[Ids] = []
+    for ids in texts:
+        if part and (len(part) + 1) * len(ids) > _PASS:
+            yield part
+            part = []
+        part.append(ids)
+    if part:
+        yield part

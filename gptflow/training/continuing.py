@@ -20,6 +20,7 @@ from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.training import anchor, reservoir
 from gptflow.training.anchor import Anchor
+from gptflow.training.data.duplicates import normalise
 from gptflow.training.data.reading import read
 from gptflow.training.data.rows import Row
 from gptflow.training.data.source import Source
@@ -85,18 +86,18 @@ class Past:
     def of(
         self,
         objective: Objective[Any],
-        train: Sequence[Row],
-        dev: Sequence[Row],
+        own: Sequence[Row],
         *,
         wanted: bool,
         note: Notes,
     ) -> Past:
         """With the rows that go with an objective and a run's own rows.
 
-        What the run's own rows say again is not replayed, so that nothing is both trained on and
-        judged by.
+        An old row whose text the run's own rows have, too, is not used: nothing is both trained on
+        and judged by, and a label that was corrected is not taught again as it was.
 
         Args:
+            own: the run's rows of all splits.
             wanted: whether old rows are used at all.
 
         Raises:
@@ -104,14 +105,14 @@ class Past:
         """
         if self.parent is None or not self.kept:
             return self
-        if not wanted and any(type(kept.row) is not type(train[0]) for kept in self.kept):
+        if not wanted and any(type(kept.row) is not type(own[0]) for kept in self.kept):
             return dataclasses.replace(self, kept=())
-        require_kind(self.kept, train[0])
+        require_kind(self.kept, own[0])
         known = still_known(self.kept, objective)
         if len(known) < len(self.kept):
             note(f"{len(self.kept) - len(known)} old rows have labels that the task has no more")
-        own = {row.content for row in (*train, *dev)}
-        used = [kept for kept in known if kept.row.content not in own] if wanted else []
+        said = {normalise(row.content) for row in own}
+        used = [k for k in known if normalise(k.row.content) not in said] if wanted else []
         return dataclasses.replace(
             self,
             kept=tuple(known),
@@ -182,8 +183,8 @@ def keep_rows(
     stage = run.folder.name
     own = [Kept(row, "train", stage) for row in train]
     own_dev = [Kept(row, "dev", stage) for row in dev]
-    said = {row.content for row in (*train, *dev)}
-    old = [kept for kept in past.kept if kept.row.content not in said]
+    said = {normalise(row.content) for row in (*train, *dev)}
+    old = [kept for kept in past.kept if normalise(kept.row.content) not in said]
     reservoir.save(run.folder, reservoir.sample((*old, *own, *own_dev), size))
     if not tested:
         reservoir.save(run.folder, reservoir.sample(own_dev, 4 * _MEASURED), MEASURED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from gptflow.errors import AdapterCorrupt, AdapterMismatch, NotTrainable, Unread
 from gptflow.models.adapter_store import AdapterStore, open_folder
 from gptflow.models.model import Model
 from gptflow.training import reservoir
+from gptflow.training.artefact import METRICS
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.rows import LabelledText, Row, TaggedText
 from gptflow.training.heads import TrainedHeads
@@ -25,6 +27,7 @@ from gptflow.training.objectives.objective import Objective
 from gptflow.training.objectives.tags import TagObjective
 from gptflow.training.reservoir import Kept
 from gptflow.training.runs import RunTable
+from gptflow.training.settings import TrainingSettings
 
 O_ROW = "O"
 
@@ -99,7 +102,19 @@ class Parent:
                     f"Adapter {self.reference} has {name} {value}, not {given[name]}.",
                     hint=f"Leave out `--{name.replace('_', '-')}`, or train anew.",
                 )
+        if given.get("in_scope") is None and (share := self._in_scope()) is not None:
+            own["in_scope"] = share
         return {**given, **own}
+
+    def _in_scope(self) -> float | None:
+        """The share that its bounds of the energy were chosen by, where it has any."""
+        specs = self.manifest.heads.values()
+        if not any(getattr(spec, "energy", None) is not None for spec in specs):
+            return None
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            details = json.loads((self.folder / METRICS).read_text(encoding="utf-8"))
+            return TrainingSettings.model_validate(details["settings"]).in_scope
+        return None
 
     def rows(self, table: RunTable) -> list[Kept] | None:
         """What its run kept of the rows; None where the run is not on this machine."""

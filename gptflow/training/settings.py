@@ -40,7 +40,10 @@ class TrainingSettings(BaseModel):
         patience: evaluations without a better figure after which to stop; the best weights are
             kept.
         dev: share of the rows to put aside as the development split.
+        keep_repeats: train on rows, too, that repeat another training row, or a held-out one.
         class_weights: weigh a label by the root of how rare it is.
+        in_scope: of labels, the share of the development rows that are to be found about one of
+            the labels. A text whose energy is less than theirs is about none of them.
         pairwise: of scores, learn which of two candidates of a query is the better one; otherwise
             learn each score by itself.
         adversarial: also learn from shifts of the tokens' states that raise the loss, see
@@ -75,7 +78,9 @@ class TrainingSettings(BaseModel):
     evaluations: Annotated[int, Field(ge=1)] = 2
     patience: Annotated[int, Field(ge=1)] = 3
     dev: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    keep_repeats: bool = False
     class_weights: bool = False
+    in_scope: Annotated[float, Field(gt=0, lt=1)] | None = None
     pairwise: bool = True
     adversarial: Literal["fgm", "pgd", "freelb"] | None = None
     epsilon: Positive | None = None

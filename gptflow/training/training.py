@@ -14,17 +14,18 @@ import torch
 
 from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import GPTFlowError, ResumeRefused, SplitImpossible, UnreadableFile
+from gptflow.errors import EmptyData, GPTFlowError, ResumeRefused, SplitImpossible, UnreadableFile
 from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
-from gptflow.training import anchor, artefact, checkpoint, reservoir
+from gptflow.training import activations, anchor, artefact, checkpoint, reservoir
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.batches import replayed_of
 from gptflow.training.continuing import REPLAYED, Past, hold, keep_rows, measure_stages
 from gptflow.training.data.duplicates import find_duplicates
 from gptflow.training.data.reading import read
+from gptflow.training.data.repeats import leave_out_repeats
 from gptflow.training.data.rows import Row, ScoredPair
 from gptflow.training.data.source import Kind, Source
 from gptflow.training.data.splits import split
@@ -203,7 +204,7 @@ class _Training:
         train, own_dev, test = self._rows(past)
         objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
         wanted = bool(settings.replay or settings.ewc)
-        past = past.of(objective, train, own_dev, wanted=wanted, note=watch.note)
+        past = past.of(objective, [*train, *own_dev, *test], wanted=wanted, note=watch.note)
         dev = [*own_dev, *past.dev]
         if not dev:
             raise SplitImpossible(
@@ -293,7 +294,8 @@ class _Training:
             measure_stages(self._run, past, trainer, objective, tested=tested, note=watch.note)
         watch.note("saving, and asking the engine the same")
         self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs, past)
-        for left in (checkpoint.FILE, "lower.f32", "lower.json", REPLAYED, anchor.FILE):
+        spent = (checkpoint.FILE, activations.STATES, activations.NOTE, REPLAYED, anchor.FILE)
+        for left in spent:
             (self._run.folder / left).unlink(missing_ok=True)
         self._record = self._run.update(state="done")
         return self._record
@@ -356,6 +358,16 @@ class _Training:
             kind: Any = file.kind
             parts[file.split] += read(path, kind, Source(**file.source)).require()
         train = [_grouped(row) for row in parts["train"]]
+        if not self._settings.keep_repeats:
+            distinct = leave_out_repeats(train, [*parts["dev"], *parts["test"]])
+            if len(distinct.rows) < len(train):
+                self._watch.note(f"{distinct}")
+            train = list(distinct.rows)
+            if not train:
+                raise EmptyData(
+                    "Every training row is among the rows to choose by or to test with.",
+                    hint="Give other rows, or `--keep-repeats`.",
+                )
         if parts["dev"] or (len(train) < FEW and any(kept.part == "dev" for kept in past.kept)):
             return train, parts["dev"], parts["test"]
         method: Any = "grouped" if all(row.group for row in train) else "stratified"

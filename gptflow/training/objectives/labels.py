@@ -25,7 +25,7 @@ from gptflow.heads import Choices, Chosen, Classify, Head, MultiHead, Raw
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.requirements import require_classes
 from gptflow.training.data.rows import LABEL, LabelledText
-from gptflow.training.evaluation import calibration
+from gptflow.training.evaluation import calibration, scope
 from gptflow.training.evaluation.floors import label_floors
 from gptflow.training.evaluation.labels import LabelAnswers
 from gptflow.training.evaluation.summary import Report
@@ -151,9 +151,23 @@ class LabelObjective(Objective[LabelledText]):
             if answers.probs is not None
         }
         return {
-            name: ClassifyHead(labels=labels, temperature=fitted.get(name, 1.0))
+            name: ClassifyHead(
+                labels=labels,
+                temperature=fitted.get(name, 1.0),
+                energy=self._least_energy(name, rows, outputs) if name in fitted else None,
+            )
             for name, labels in self.labels.items()
         }
+
+    def _least_energy(
+        self, name: str, rows: Sequence[LabelledText], outputs: Sequence[Any]
+    ) -> float | None:
+        """The energy that the settings' share of the rows with a label has."""
+        if self._settings.in_scope is None:
+            return None
+        kept = [o[name] for row, o in zip(rows, outputs, strict=True) if name in row.labels]
+        energies = scope.energy(torch.stack(kept).double().numpy())
+        return scope.choose_threshold(energies, self._settings.in_scope)
 
     def reports(
         self,

@@ -39,7 +39,7 @@ class Scale:
         return 1 / (1 + math.exp(-(self.offset + self.slope * score)))
 
 
-SCALES: Mapping[Locale, Scale] = {"en": Scale(-2.44, 3.93), "zh": Scale(-2.05, 1.12)}
+SCALES: Mapping[Locale, Scale] = {"en": Scale(-2.54, 3.71), "zh": Scale(-2.06, 1.01)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

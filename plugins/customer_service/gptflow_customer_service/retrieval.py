@@ -22,7 +22,7 @@ class Hit:
 class Index:
     """Finds documents by their words. The same query always gives the same order.
 
-    The scores are BM25 (Robertson and Zaragoza 2009, in Lucene's form, k1 = 1.5, b = 0.75)
+    The scores are BM25 (Robertson and Zaragoza 2009, in Lucene's form, k1 = 1.2, b = 0.75)
     divided by the weight of a term that a single document holds, so that they do not grow
     with the number of documents: 1 means about as much evidence as one such term.
     """
@@ -30,7 +30,7 @@ class Index:
     def __init__(self, documents: Sequence[str]) -> None:
         self._size = len(documents)
         self._rarest = math.log(1 + (self._size - 0.5) / 1.5)
-        self._bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        self._bm25 = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
         self._bm25.index([words.tokens(text) for text in documents], show_progress=False)
 
     def search(self, query: str, k: int = 10) -> list[Hit]:

@@ -10,9 +10,12 @@ from gptflow import hookimpl
 @hookimpl
 def register_tasks(register: Any) -> None:
     from gptflow_sentiment_monitoring.classify import ClassifyPost
+    from gptflow_sentiment_monitoring.entities import FindFilingEntities, FindPostEntities
     from gptflow_sentiment_monitoring.monitor import RunMonitor
 
     register(ClassifyPost())
+    register(FindPostEntities())
+    register(FindFilingEntities())
     register(RunMonitor())
 
 

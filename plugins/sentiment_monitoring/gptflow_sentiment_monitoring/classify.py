@@ -76,20 +76,19 @@ class ClassifyPost(Task[Post, Choices, Classified]):
     name = "sentiment.classify"
     prompt = Prompt("{{ post }}", truncate="post")
     head = MultiHead(
+        adapter="finance_tweets",
         heads={
             "sentiment": Classify(
                 labels=LABELS,
                 verbalizers={"negative": " loss", "neutral": " news", "positive": " gain"},
                 fallback=Prompt.file("sentiment.j2", truncate="post"),
-                adapter="sentiment",
             ),
             "topic": Classify(
                 labels=TOPICS,
                 verbalizers={topic: f" {word}" for topic, word in WORDS.items()},
                 fallback=Prompt.file("topic.j2", truncate="post"),
-                adapter="topic",
             ),
-        }
+        },
     )
 
     def prepare(self, input: Post) -> Variables:

@@ -332,6 +332,17 @@ def test_a_task_abstains_below_the_threshold(make_engine, adapter):
     assert "below 1.00" in result.abstained
 
 
+@pytest.mark.parametrize(("energy", "abstained"), [(-1e6, None), (1e6, "none of the labels")])
+def test_a_text_of_too_little_energy_is_about_none_of_the_labels(
+    make_engine, adapter, energy, abstained
+):
+    engine = make_engine()
+    engine.load_adapter("mood", adapter({"mood": head(energy=energy)}).folder)
+    result = run(engine, Sentiment(), "the dog sleeps")
+    assert (result.abstained is None) == (abstained is None)
+    assert (abstained or "") in (result.abstained or "")
+
+
 def test_spans_point_into_the_whole_text_even_if_its_start_was_cut_off(make_engine, adapter):
     engine = make_engine()
     spec = {"kind": "tag", "labels": ["PERSON", "PLACE"]}

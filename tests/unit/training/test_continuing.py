@@ -25,6 +25,7 @@ from gptflow.errors import (
     AdapterNotFound,
     NotTrainable,
     ResumeRefused,
+    SplitImpossible,
     UnreadableFile,
 )
 from gptflow.models.adapter_store import AdapterVersion
@@ -236,13 +237,14 @@ def rows_of(tiny: SimpleNamespace, *topics: int, each: int = 12) -> list[dict[st
 
 
 def test_it_begins_with_the_parents_weights_and_settings(bench: Bench) -> None:
-    first = bench.train(rows_of(bench.tiny, 0, 1, 2), layers="upper", pooling="mean")
+    first = bench.train(rows_of(bench.tiny, 0, 1, 2), layers="upper", pooling="mean", in_scope=0.9)
     run, task = bench.begin(
         rows_of(bench.tiny, 3, 4), first.reference, epochs=0.1, learning_rate=1e-12,
         head_learning_rate=1e-12,
     )  # fmt: skip
     settings = run.record.settings
     assert (settings.rank, settings.layers, settings.pooling) == (4, "upper", "mean")
+    assert settings.in_scope == 0.9
     second = bench.go(run, task)
     for name in (LORA_WEIGHTS, HEAD_WEIGHTS):
         before, after = load_file(first.folder / name), load_file(second.folder / name)
@@ -378,8 +380,15 @@ def test_a_few_rows_will_do_where_old_ones_are_there(bench: Bench) -> None:
     assert record.rows["old"] > 20
     found = reservoir.load(tiny.table.folder / record.id)
     assert "a single corrected row" in {k.row.content for k in found or ()}
-    with pytest.raises(Exception, match="too few"):
+    with pytest.raises(SplitImpossible):
         bench.train(one, first.reference, replay=0)
+    # A corrected label is not taught again as it was.
+    was = next(k.row for k in found or () if k.part == "train" and k.stage != record.id)
+    corrected = [{"text": was.text.upper(), "label": tiny.TOPICS[4]}]
+    third = bench.train(corrected, second.reference)
+    rows = reservoir.load(tiny.table.folder / third.manifest.version)
+    labels = [k.row.classes for k in rows or () if k.row.content.lower() == was.text.lower()]
+    assert labels == [(tiny.TOPICS[4],)]
 
 
 def test_replay_forgets_less_and_springs_hold(bench: Bench) -> None:

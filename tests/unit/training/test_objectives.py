@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,6 +117,18 @@ class TestLabels:
         weights = [example.weight for example in learnt.examples(rows)]
         assert weights[-1] == pytest.approx(2 * weights[0])
         assert sum(weights) == pytest.approx(len(rows))
+
+    def test_the_energy_of_texts_in_scope_is_that_of_the_share_asked_for(
+        self, tiny: SimpleNamespace, vocabulary: Vocabulary
+    ) -> None:
+        rows = [self.row("cash")] * 10
+        outputs = [{"label": torch.full((len(tiny.TOPICS),), float(n))} for n in range(10)]
+        learnt = objective(tiny.Topic(), vocabulary, rows[0], in_scope=0.8)
+        [spec] = learnt.specs(rows, learnt.examples(rows), outputs).values()
+        assert spec.energy == pytest.approx(2 + math.log(len(tiny.TOPICS)))
+        plain = objective(tiny.Topic(), vocabulary, rows[0])
+        [spec] = plain.specs(rows, plain.examples(rows), outputs).values()
+        assert spec.energy is None
 
     def test_the_loss_is_the_cross_entropy_of_the_pooled_state(
         self, tiny: SimpleNamespace, vocabulary: Vocabulary

@@ -1,0 +1,1 @@
+"""The adapters that the plugins ship: how each is made, and whether it passes its gates."""
