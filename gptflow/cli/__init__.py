@@ -33,6 +33,8 @@ COMMANDS = {
     "train": ("train:train", "Train an adapter for a task."),
     "tune": ("tune:tune", "Search for the settings that train best."),
     "runs": ("runs:runs", "List trainings, show, compare and draw them."),
+    "feedback": ("feedback:feedback", "Collect corrected answers to train on."),
+    "robustness": ("robustness:robustness", "Measure an adapter on misspelt texts."),
     "adapters": ("adapters:adapters", "List adapters, promote one, roll back."),
     "bench": ("bench:bench", "Measure speed."),
     "config": ("config:config", "Show the settings and where they come from."),

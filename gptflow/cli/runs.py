@@ -42,7 +42,10 @@ def list_(session: Session, as_json: bool) -> None:
 def show(session: Session, run: str, as_json: bool) -> None:
     """Show one training: its settings, its data, how it went or goes."""
     found = _table(session).find(run)
+    from gptflow.training.stages import Stages
+
     record, log = found.record, found.log()
+    stages = Stages.load(found.folder)
     history = [
         {"step": each["step"], "loss": each["loss"], **each["figures"]}
         for each in log
@@ -52,6 +55,7 @@ def show(session: Session, run: str, as_json: bool) -> None:
         print_json(
             record.model_dump(mode="json")
             | {"state": found.state, "last": log[-1] if log else None, "history": history}
+            | {"stages": None if stages is None else stages.as_dict()}
         )
         return
     rows: list[tuple[str, Any]] = [
@@ -61,6 +65,7 @@ def show(session: Session, run: str, as_json: bool) -> None:
         ("state", found.state),
         ("model", record.model),
     ]
+    rows += [("goes on from", record.parent)] if record.parent else []
     rows += [("error", record.error)] if record.error else []
     rows += [(f"data: {file.split}", f"{file.path}, {file.licence}") for file in record.data]
     if log:
@@ -76,7 +81,19 @@ def show(session: Session, run: str, as_json: bool) -> None:
         (name, f"{m.value:.4f}" + ("" if m.floor is None else f" (floor {m.floor:.4f})"))
         for name, m in record.metrics.items()
     ]
+    several = stages is not None and len(stages.stages) > 1
+    if stages is not None and several:
+        rows += [
+            (name, f"{value:.4f}") for name, value in stages.summary().items() if value is not None
+        ]
     print_table(("field", "value"), rows)
+    if stages is not None and several:
+        numbers = [str(number) for number in range(1, len(stages.stages) + 1)]
+        print_table(
+            ("after stage", "measured on", *numbers),
+            stages.table(),
+            title=f"{stages.figure} at each stage's task",
+        )
 
 
 @runs.command()
@@ -157,6 +174,7 @@ def _flat(run: Run) -> dict[str, Any]:
         "task": record.task,
         "adapter": record.adapter,
         "model": record.model,
+        "parent": record.parent,
         "data": ", ".join(f"{file.name} {file.sha256[:8]}" for file in record.data),
         **record.settings.model_dump(mode="json"),
         "state": run.state,

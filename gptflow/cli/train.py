@@ -67,6 +67,24 @@ _SETTINGS = (
         help="Of the development rows whose energy a text needs to be about any label.",
     ),
     click.option("--pairwise/--pointwise", default=None, help="Of scores.  [default: pairwise]"),
+    click.option(
+        "--adversarial",
+        type=click.Choice(("fgm", "pgd", "freelb")),
+        help="Also learn from what raises the loss most nearby.",
+    ),
+    click.option("--epsilon", type=_POSITIVE, help="How far to look, in tokens.  [default: 1]"),
+    click.option(
+        "--adversarial-steps", type=click.IntRange(2, 32), help="Of pgd and freelb.  [default: 3]"
+    ),
+    click.option(
+        "--replay", type=_NOT_NEGATIVE, help="Old rows' share, with --continue.  [default: 0.1]"
+    ),
+    click.option(
+        "--ewc", type=_NOT_NEGATIVE, help="Hold old weights, with --continue.  [default: 0]"
+    ),
+    click.option(
+        "--keep", type=click.IntRange(0), help="Rows for a later --continue.  [default: 1000]"
+    ),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="[default: auto]"),
@@ -95,6 +113,10 @@ def settings_options(command: Any) -> Any:
     type=click.Choice(("mlflow", "wandb")),
     help="Show it there too.  [default: the settings']",
 )
+@click.option(
+    "--continue", "parent", metavar="ADAPTER", help="Go on from its weights; or from a folder."
+)
+@click.option("--feedback", is_flag=True, help="Train on what `gptflow feedback` has collected.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
 @settings_options
 @source_options
@@ -113,6 +135,8 @@ def train(
     licence: str,
     model: str | None,
     track: tuple[str, ...],
+    parent: str | None,
+    feedback: bool,
     resume: str | None,
     kind: str | None,
     source: Source,
@@ -125,15 +149,19 @@ def train(
     goes on with --resume as if nothing had been.
     """
     if resume is not None:
-        if task is not None or data:
+        if task is not None or data or parent is not None or feedback:
             raise click.UsageError("--resume takes a run's task, data and settings from the run.")
         run = _table(session).find(resume)
         record = _train(session, run)
-    elif task is None or not data:
+    elif task is None or not (data or feedback):
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
+        if parent is None and (settings["replay"] is not None or settings["ewc"] is not None):
+            raise click.UsageError("--replay and --ewc go with --continue ADAPTER.")
         files = data_files(data, dev_files, test_files, kind, source, data_name or "", licence)
-        run = _begin(session, task, files, settings, adapter, _gates(gates), model, track)
+        run = _begin(
+            session, task, files, settings, adapter, _gates(gates), model, track, parent, feedback
+        )
         note(f"run {run.folder.name}")
         record = _train(session, run)
     if as_json:
@@ -151,23 +179,40 @@ def _begin(
     gates: Mapping[str, float],
     model: str | None,
     track: Sequence[str],
+    parent: str | None,
+    feedback: bool,
 ) -> Run:
     from gptflow.models import ModelStore
+    from gptflow.models.adapter_store import AdapterStore
+    from gptflow.training.feedback import FeedbackTable
+    from gptflow.training.parent import Parent
     from gptflow.training.settings import TrainingSettings
     from gptflow.training.training import begin
 
     settings = session.settings(model=model)
     known = session.registry(settings, warn=True).task(task)
-    store = ModelStore(settings.cache_dir, offline=settings.offline)
+    base = ModelStore(settings.cache_dir, offline=settings.offline).find(settings.model)
+    found = None
+    if parent is not None:
+        found = Parent.find(AdapterStore(settings.adapters_dir), parent, base)
+    table = _table(session)
+    files = list(files)
+    if feedback:
+        given_rows = FeedbackTable(settings.data_dir / "feedback")
+        taken = given_rows.data_file(known, table, None if found is None else found.run)
+        if other := next((file for file in files if file.kind != taken.kind), None):
+            raise click.UsageError(f"{other.path} holds {other.kind}, and feedback {taken.kind}.")
+        files.append(taken)
     return begin(
-        _table(session),
+        table,
         known,
-        store.find(settings.model),
+        base,
         files,
         TrainingSettings.of(**given),
         adapter=adapter,
         gates=gates,
         track=track or settings.track,
+        parent=found,
     )
 
 
@@ -266,7 +311,7 @@ def data_files(
     licence: str,
 ) -> list[DataFile]:
     from gptflow.training.data.reading import guess_kind
-    from gptflow.training.training import data_file
+    from gptflow.training.parts import data_file
 
     files = [
         (part, path, _own_labels(path, source))

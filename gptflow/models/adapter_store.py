@@ -326,6 +326,24 @@ class AdapterStore:
             Path(name).unlink(missing_ok=True)
 
 
+def open_folder(folder: Path) -> AdapterVersion:
+    """An adapter outside of any store, such as one that a plugin ships, checked byte for byte.
+
+    Raises:
+        AdapterCorrupt: the folder holds none, or it is damaged.
+    """
+    manifest = _manifest(folder, folder.name)
+    check_folder(folder, manifest, name=folder.name)
+    return AdapterVersion(
+        alias=folder.name,
+        name=folder.name,
+        folder=folder,
+        sha256=_sha256(folder, manifest),
+        manifest=manifest,
+        promoted=False,
+    )
+
+
 def check_folder(folder: Path, manifest: Manifest, *, name: str) -> None:
     """Compare a folder's files with its manifest, byte for byte.
 

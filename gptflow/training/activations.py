@@ -74,6 +74,10 @@ class Activations:
             ) from None
         self._states = np.memmap(self._path, np.float32, "r", shape=self._shape)
 
+    def __contains__(self, text: Text) -> bool:
+        """Whether they were computed for this text."""
+        return text.ids in self._places
+
     def __getitem__(self, text: Text) -> torch.Tensor:
         """`[tokens, width]`."""
         place = self._places[text.ids]

@@ -61,6 +61,7 @@ def save(
     examples: Sequence[Example],
     outputs: Sequence[Any],
     base: BaseModelRef | None = None,
+    inherited: Sequence[Data] = (),
 ) -> AdapterVersion:
     """Write an adapter into the store. The backbone is spent afterwards.
 
@@ -68,6 +69,7 @@ def save(
         details: more for `metrics.json`: reports, history.
         examples: of the development split; `outputs` are what the trainer made of them.
         base: the model that it goes with, where that is not the one that the run began with.
+        inherited: data that the adapter was trained on before this run.
 
     Raises:
         ReloadDiffers: the engine answers otherwise than the trainer did; nothing is kept.
@@ -80,7 +82,7 @@ def save(
             _write_weights(folder, backbone, heads)
         except SafetensorError as error:  # how it reports a full disk
             raise AdapterNotSaved(f"{folder} cannot be written: {error}.") from None
-        manifest = _manifest(record, objective, base, specs, metrics)
+        manifest = _manifest(record, objective, base, specs, metrics, inherited)
         contents = {"metrics": {n: m.model_dump() for n, m in metrics.items()}, **details}
         (folder / METRICS).write_text(
             json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -191,6 +193,7 @@ def _manifest(
     base: BaseModelRef,
     specs: Mapping[str, HeadSpec],
     metrics: Mapping[str, Metric],
+    inherited: Sequence[Data],
 ) -> Manifest:
     prompt = objective.recorder.task.prompt
     return Manifest.model_construct(
@@ -200,7 +203,8 @@ def _manifest(
         heads=dict(specs),
         pooling=record.settings.pooling,
         lora_rank=record.settings.rank if record.settings.method == "lora" else None,
-        data=tuple(
+        data=tuple(inherited)
+        + tuple(
             Data(
                 name=file.name,
                 sha256=file.sha256,

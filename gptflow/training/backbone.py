@@ -116,22 +116,44 @@ class Backbone:
                 module.train(on)
 
     def hidden(
-        self, texts: Sequence[Sequence[int]], lower: Sequence[torch.Tensor] | None = None
+        self,
+        texts: Sequence[Sequence[int]],
+        lower: Sequence[torch.Tensor] | None = None,
+        shift: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states, those that the output layer is given.
 
         Args:
             texts: token ids.
             lower: per text, what the layers below `first` give, `[tokens, width]`.
+            shift: `[texts, longest, width]`, added to what `entering` gives.
 
         Returns:
             `[texts, longest, width]` in float32; rows past a text's end mean nothing.
         """
         ids = pad([torch.tensor(text) for text in texts]).to(self.device)
-        with self._precision(), self._injected(lower):
+        with self._precision(), self._injected(lower, shift):
             out = self._decoder(input_ids=ids, use_cache=False)
         hidden: torch.Tensor = out.last_hidden_state.float()
         return hidden
+
+    @torch.no_grad()
+    def entering(
+        self, texts: Sequence[Sequence[int]], lower: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """What enters the first trained layer: the embeddings, or what the lower layers give.
+
+        Args:
+            texts, lower: as for `hidden`.
+
+        Returns:
+            `[texts, longest, width]`, without a gradient.
+        """
+        if lower is not None:
+            return pad(list(lower)).to(self.device)
+        ids = pad([torch.tensor(text) for text in texts]).to(self.device)
+        states: torch.Tensor = self.model.get_input_embeddings()(ids)
+        return states
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The output layer's logits of `[rows, width]` hidden states: `[rows, vocabulary]`."""
@@ -167,6 +189,22 @@ class Backbone:
         tensors = peft.get_peft_model_state_dict(self._peft, save_embedding_layers=False)
         return plain, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
+    def load_lora(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give LoRA's matrices these values, named as `lora_state` names them.
+
+        Raises:
+            NotTrainable: they are of other layers, or of another rank.
+        """
+        own = self.lora_state()[1]
+        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
+            raise NotTrainable(
+                "The adapter's LoRA matrices are of other layers or another rank than those that "
+                "are trained here.",
+                hint="Give the settings that it was trained with: `--rank`, `--layers`.",
+            )
+        assert self._peft is not None
+        peft.set_peft_model_state_dict(self._peft, dict(tensors))
+
     def plain_model(self) -> Any:
         """The base model as it was before LoRA was put into it. This object is spent then."""
         return self.model if self._peft is None else self._peft.unload()
@@ -185,12 +223,21 @@ class Backbone:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
     @contextlib.contextmanager
-    def _injected(self, lower: Sequence[torch.Tensor] | None) -> Iterator[None]:
-        """Have the lower layers give what is known already."""
+    def _injected(
+        self, lower: Sequence[torch.Tensor] | None, shift: torch.Tensor | None
+    ) -> Iterator[None]:
+        """Have the lower layers give what is known already; shift what enters the others."""
         if lower is None:
-            yield
+            with contextlib.ExitStack() as hooks:
+                if shift is not None:
+                    embeddings = self.model.get_input_embeddings()
+                    hook = embeddings.register_forward_hook(lambda _m, _i, out: out + shift)
+                    hooks.callback(hook.remove)
+                yield
             return
         states = pad(list(lower)).to(self.device)
+        if shift is not None:
+            states = states + shift
         kept = list(self._layers[: self.first])
         try:
             for number, layer in enumerate(kept):

@@ -31,6 +31,36 @@ def epoch_batches(
     return batches
 
 
+def mixed_batches(
+    examples: Sequence[Example], old: int, batch: int, share: float, *, seed: int, epoch: int
+) -> list[list[int]]:
+    """The batches of an epoch over the new examples, each with some old ones besides.
+
+    Args:
+        examples: the new ones, and after them the old ones.
+        old: how many are old.
+        share: of a batch that is old, at least one example of it where there are any.
+    """
+    new = len(examples) - old
+    replayed = replayed_of(batch, share) if old else 0
+    batches = epoch_batches(examples[:new], batch - replayed, seed=seed, epoch=epoch)
+    generator = random.Random(f"{seed}/{epoch}/replay")  # noqa: S311
+    drawn: list[int] = []
+    for each in batches if replayed else ():
+        # A batch that is not full gets its share, too.
+        for _ in range(max(1, round(replayed * len(each) / (batch - replayed)))):
+            if not drawn:
+                drawn = list(range(new, len(examples)))
+                generator.shuffle(drawn)
+            each.append(drawn.pop())
+    return batches
+
+
+def replayed_of(batch: int, share: float) -> int:
+    """How many examples of a batch are old."""
+    return min(max(1, round(batch * share)), batch - 1) if share else 0
+
+
 def passes(examples: Sequence[Example], numbers: Sequence[int], tokens: int) -> list[list[int]]:
     """A batch cut into parts that fit one forward pass, each sorted by length.
 

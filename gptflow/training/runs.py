@@ -9,6 +9,8 @@
         lower.f32                 activations of frozen layers, while it is not done
         report-label/ ...         figures beside their floors, once it is
         loss.png                  losses and figures of the development split, once it is
+        reservoir.jsonl           rows for a run that goes on from its adapter
+        stages.json               the figures of it and of those that it went on from
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class RunRecord(_Strict):
         trained_model: the folder of the model that came of it, where all weights were trained.
         metrics: of that adapter.
         track: trackers beside TensorBoard's event files.
+        parent: the adapter that it goes on from: `alias@version`, or a folder.
         error: why the run failed.
     """
 
@@ -88,6 +91,8 @@ class RunRecord(_Strict):
     trained_model: str | None = None
     metrics: Mapping[str, Metric] = {}
     primary: str = ""
+    parent: str | None = None
+    parent_sha256: str | None = None
     rows: Mapping[str, int] = {}
     steps: int = 0
     tokens: int = 0

@@ -46,6 +46,13 @@ class TrainingSettings(BaseModel):
             the labels. A text whose energy is less than theirs is about none of them.
         pairwise: of scores, learn which of two candidates of a query is the better one; otherwise
             learn each score by itself.
+        adversarial: also learn from shifts of the tokens' states that raise the loss, see
+            `gptflow.training.adversarial`.
+        epsilon: the longest shift of a text, in lengths of its mean token.
+        adversarial_steps: of `pgd` and `freelb`.
+        replay: share of a batch that is old rows, where a run goes on from an adapter.
+        ewc: how strongly its weights are held in place, see `gptflow.training.anchor`; 0 for not.
+        keep: rows to keep for a run that goes on from this one; 0 for none.
         storage: what LoRA's matrices are rounded to, before they are evaluated and saved.
         checkpoint_minutes: between two checkpoints.
         device: `auto` takes CUDA where there is a device.
@@ -75,6 +82,12 @@ class TrainingSettings(BaseModel):
     class_weights: bool = False
     in_scope: Annotated[float, Field(gt=0, lt=1)] | None = None
     pairwise: bool = True
+    adversarial: Literal["fgm", "pgd", "freelb"] | None = None
+    epsilon: Positive | None = None
+    adversarial_steps: Annotated[int, Field(ge=2, le=32)] | None = None
+    replay: Share = 0.1
+    ewc: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    keep: Annotated[int, Field(ge=0)] = 1000
     storage: Literal["float16", "float32"] = "float16"
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -84,6 +97,10 @@ class TrainingSettings(BaseModel):
     def _check(self) -> Self:
         if self.layers == "upper" and self.method != "lora":
             raise ValueError("layers = upper goes with the method lora")
+        if self.epsilon is not None and self.adversarial is None:
+            raise ValueError("epsilon goes with adversarial")
+        if self.adversarial_steps is not None and self.adversarial not in ("pgd", "freelb"):
+            raise ValueError("adversarial_steps go with adversarial = pgd or freelb")
         return self
 
     @property

@@ -18,8 +18,10 @@ from torch import nn
 from gptflow.errors import LossNotFinite
 from gptflow.training import checkpoint
 from gptflow.training.activations import Activations
+from gptflow.training.adversarial import EPSILON, STEPS, Adversary
+from gptflow.training.anchor import Anchor
 from gptflow.training.backbone import Backbone
-from gptflow.training.batches import epoch_batches, passes
+from gptflow.training.batches import mixed_batches, passes, replayed_of
 from gptflow.training.checkpoint import Progress, Weights
 from gptflow.training.example import Example
 from gptflow.training.heads import TrainedHeads
@@ -62,6 +64,7 @@ class Trainer(Generic[RowT]):
         folder: of the run; a checkpoint there is gone on from.
         dev: rows that decide which weights are the best, and when to stop.
         lower: what the frozen layers give, where they are not computed each time.
+        replayed: old examples, of which each batch gets a share.
         report: called after each step; an exception that it raises stops the run, which can be
             gone on with.
     """
@@ -78,6 +81,7 @@ class Trainer(Generic[RowT]):
         dev: Sequence[RowT],
         dev_examples: Sequence[Example],
         lower: Activations | None = None,
+        replayed: Sequence[Example] = (),
         report: Callable[[Update], None] = lambda update: None,
     ) -> None:
         self.backbone = backbone
@@ -86,10 +90,22 @@ class Trainer(Generic[RowT]):
         self._settings = settings
         self._folder = folder
         self._train = [example for example in train if example.weight]
+        old = [example for example in replayed if example.weight] if settings.replay else []
+        self._old = len(old)
+        self._train += old
         self._dev = dev
         self.dev_examples = dev_examples
         self._lower = lower
         self._report = report
+        self._adversary = (
+            Adversary(
+                settings.adversarial,
+                epsilon=settings.epsilon or EPSILON,
+                steps=settings.adversarial_steps or STEPS,
+            )
+            if settings.adversarial
+            else None
+        )
         own = backbone.parameters
         self.parameters: dict[str, nn.Parameter] = {**own, **heads.trained}
         groups = [
@@ -103,9 +119,11 @@ class Trainer(Generic[RowT]):
         self._optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], weight_decay=settings.weight_decay
         )
+        self.anchor: Anchor | None = None
         self.progress = Progress()
         self._best: Weights = {}
-        self.per_epoch = -(-len(self._train) // settings.batch)
+        fresh = settings.batch - (replayed_of(settings.batch, settings.replay) if old else 0)
+        self.per_epoch = -(-(len(self._train) - len(old)) // fresh)
         self.steps = max(1, math.ceil(settings.epochs * self.per_epoch))
         self._every = max(1, self.per_epoch // settings.evaluations)
 
@@ -128,8 +146,13 @@ class Trainer(Generic[RowT]):
             step = self.progress.step
             if step // self.per_epoch != epoch:
                 epoch = step // self.per_epoch
-                batches = epoch_batches(
-                    self._train, self._settings.batch, seed=self._settings.seed, epoch=epoch
+                batches = mixed_batches(
+                    self._train,
+                    self._old,
+                    self._settings.batch,
+                    self._settings.replay,
+                    seed=self._settings.seed,
+                    epoch=epoch,
                 )
             batch = batches[step % self.per_epoch]
             rate = self._schedule(step)
@@ -199,11 +222,9 @@ class Trainer(Generic[RowT]):
         weight = sum(self._train[i].weight for i in batch)
         total = 0.0
         for part in passes(self._train, batch, self._settings.batch_tokens):
-            chosen = [self._train[i] for i in part]
-            hidden = self._hidden(chosen)
-            loss = self._objective.loss(self.backbone, self.heads, chosen, hidden) / weight
-            loss.backward()
-            total += float(loss.detach())
+            total += self._backward([self._train[i] for i in part], weight)
+        if self.anchor is not None:
+            total += self.anchor.pull()
         length = nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.clip)
         self.backbone.train(False)
         if not (math.isfinite(total) and bool(length.isfinite())):
@@ -214,10 +235,39 @@ class Trainer(Generic[RowT]):
         self._optimizer.step()
         return total
 
+    def add_gradients(self, examples: Sequence[Example]) -> None:
+        """Add the gradients of the sum of the examples' losses to the parameters'."""
+        texts, lower = self._texts(examples)
+        hidden = self.backbone.hidden(texts, lower)
+        loss = self._objective.loss(self.backbone, self.heads, examples, hidden)
+        loss.backward()
+
+    def _backward(self, examples: Sequence[Example], weight: float) -> float:
+        """Add one pass's gradients; its part of the batch's loss."""
+        texts, lower = self._texts(examples)
+
+        def loss(shift: torch.Tensor | None = None) -> torch.Tensor:
+            hidden = self.backbone.hidden(texts, lower, shift)
+            return self._objective.loss(self.backbone, self.heads, examples, hidden) / weight
+
+        if self._adversary is not None:
+            states = self.backbone.entering(texts, lower)
+            return self._adversary.backward(loss, states, [len(text) for text in texts])
+        found = loss()
+        found.backward()
+        return float(found.detach())
+
     def _hidden(self, examples: Sequence[Example]) -> torch.Tensor:
+        return self.backbone.hidden(*self._texts(examples))
+
+    def _texts(
+        self, examples: Sequence[Example]
+    ) -> tuple[list[tuple[int, ...]], list[torch.Tensor] | None]:
+        """Token ids, and what the frozen layers give for them where that is kept."""
         texts = [text for example in examples for text in example.texts]
-        lower = [self._lower[text] for text in texts] if self._lower is not None else None
-        return self.backbone.hidden([text.ids for text in texts], lower)
+        known = self._lower is not None and all(text in self._lower for text in texts)
+        lower = [self._lower[text] for text in texts] if self._lower and known else None
+        return [text.ids for text in texts], lower
 
     def _schedule(self, step: int) -> float:
         """Warm up in a line, then go down a cosine to a tenth."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -15,25 +14,25 @@ import torch
 
 from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import GPTFlowError, NotTrainable, ResumeRefused, UnreadableFile
+from gptflow.errors import GPTFlowError, NotTrainable, ResumeRefused, SplitImpossible
 from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
-from gptflow.training import activations, artefact, checkpoint, curves
+from gptflow.training import activations, anchor, artefact, checkpoint, curves, reservoir
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
-from gptflow.training.data.duplicates import find_duplicates
-from gptflow.training.data.reading import read
-from gptflow.training.data.repeats import leave_out_repeats
-from gptflow.training.data.rows import Row, ScoredPair
-from gptflow.training.data.source import Kind, Source
-from gptflow.training.data.splits import split
+from gptflow.training.batches import replayed_of
+from gptflow.training.continuing import REPLAYED, Past, hold, keep_rows, measure_stages
 from gptflow.training.evaluation.summary import Report
 from gptflow.training.example import Example
+from gptflow.training.figures import shipped_metrics, without_rows
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.choice import choose_objective
 from gptflow.training.objectives.objective import Objective
+from gptflow.training.parent import Parent
+from gptflow.training.parts import read_parts
 from gptflow.training.recording import TaskRecorder, choose_adapter
+from gptflow.training.reservoir import Kept
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.tracking import tracking
@@ -41,6 +40,9 @@ from gptflow.training.tracking.tracking import Tracking
 from gptflow.training.trainer import Trainer, Update
 
 Notes = Callable[[str], None]
+
+FEW = 20
+"""Fewer new rows than this are all trained on where old ones are there to choose by."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,27 +60,6 @@ class Watch:
     lower: Callable[[int, int], None] = lambda done, total: None
 
 
-def data_file(
-    path: Path, split: Any, kind: Kind, source: Source, *, name: str = "", licence: str = "unknown"
-) -> DataFile:
-    """A file for a run's record, as it is now.
-
-    Raises:
-        UnreadableFile: it is not there.
-    """
-    given = dataclasses.asdict(source)
-    default = dataclasses.asdict(Source())
-    return DataFile(
-        path=str(path.resolve()),
-        split=split,
-        kind=kind,
-        sha256=_sha256(path),
-        source={key: value for key, value in given.items() if value != default[key]},
-        name=name or path.name,
-        licence=licence,
-    )
-
-
 def begin(
     table: RunTable,
     task: AnyTask,
@@ -89,18 +70,27 @@ def begin(
     adapter: str | None = None,
     gates: Mapping[str, float] | None = None,
     track: Sequence[str] = (),
+    parent: Parent | None = None,
 ) -> Run:
     """Put a new run into the table; `train` then trains it.
 
     Args:
         track: trackers beside TensorBoard's event files, such as `mlflow`.
+        parent: the adapter to go on from; settings that are not given are its own.
 
     Raises:
-        NotTrainable: the task's head names no adapter, or several.
+        NotTrainable: the task's head names no adapter, or several; or the settings are not the
+            parent's, or no old rows are kept where some are wanted.
         ConfigError, MissingDependency: a tracker is unknown, or not installed.
     """
     tracking.require(track)
-    return table.create(
+    old: list[Kept] = []
+    if parent is not None:
+        given = settings.model_dump(exclude_unset=True)
+        settings = TrainingSettings.of(**parent.inherit(given))
+        wanted = settings.replay or settings.ewc
+        old = parent.require_rows(table) if wanted else parent.rows(table) or []
+    run = table.create(
         task=task.name,
         adapter=choose_adapter(task, adapter),
         model=model.name,
@@ -111,7 +101,12 @@ def begin(
         data=tuple(data),
         track=tuple(dict.fromkeys(track)),
         code=f"gptflow {metadata.version('gptflow')}",
+        parent=None if parent is None else parent.reference,
+        parent_sha256=None if parent is None else parent.sha256,
     )
+    if old:
+        reservoir.save(run.folder, old, REPLAYED)
+    return run
 
 
 def train(
@@ -154,7 +149,7 @@ def train(
                 hint="Begin the training anew.",
             )
         with _sitting(run, watch or Watch()) as watch:
-            return _Training(run, task, model, context, watch).run(store)
+            return _Training(run, task, model, store, context, watch).run()
 
 
 def try_settings(
@@ -184,7 +179,7 @@ def try_settings(
                 hint="Search without them, then test what was found with `gptflow train --test`.",
             )
         with _sitting(run, watch or Watch()) as watch:
-            return _Training(run, task, model, context, watch).attempt(shared)
+            return _Training(run, task, model, None, context, watch).attempt(shared)
 
 
 @contextlib.contextmanager
@@ -218,7 +213,9 @@ class _Trained:
     heads: TrainedHeads
     objective: Objective[Any]
     trainer: Trainer[Any]
+    past: Past
     train: Sequence[Any]
+    own_dev: Sequence[Any]
     dev: Sequence[Any]
     test: Sequence[Any]
     test_examples: Sequence[Example]
@@ -232,10 +229,12 @@ class _Training:
         run: Run,
         task: AnyTask,
         model: Model,
+        store: AdapterStore | None,
         context: int,
         watch: Watch,
     ) -> None:
         self._run = run
+        self._store = store
         self._record = run.record
         self._settings = self._record.settings
         self._model = model
@@ -248,11 +247,29 @@ class _Training:
 
     def _fit(self, shared: Path | None = None) -> _Trained:
         settings, watch = self._settings, self._watch
-        train, dev, test = self._rows()
+        past = Past() if self._store is None else Past.find(self._run, self._store, self._model)
+        few = FEW if any(kept.part == "dev" for kept in past.kept) else 0
+        parts = read_parts(self._record, note=watch.note, few=few)
+        train, own_dev, test = parts.train, parts.dev, parts.test
         objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
-        objective.prepare(train)
-        watch.note(f"{len(train)} rows to train on, {len(dev)} to choose by, {len(test)} to test")
+        wanted = bool(settings.replay or settings.ewc)
+        past = past.of(objective, [*train, *own_dev, *test], wanted=wanted, note=watch.note)
+        dev = [*own_dev, *past.dev]
+        if not dev:
+            raise SplitImpossible(
+                f"{len(train)} rows are too few to put some aside to choose by.",
+                hint="Add rows, or give `--dev FILE`.",
+            )
+        objective.prepare([*train, *past.train])
+        if past.train and settings.replay:
+            old_share = replayed_of(settings.batch, settings.replay) / settings.batch
+            objective.mix(train, past.train, old_share)
+        watch.note(
+            f"{len(train)} rows to train on, {len(dev)} to choose by, {len(test)} to test"
+            + (f", {len(past.train)} old ones" if past.train else "")
+        )
         examples, dev_examples = objective.examples(train), objective.examples(dev)
+        old_examples = objective.examples(past.train) if past.train else []
         test_examples = objective.examples(test) if test else []
         backbone = Backbone.load(self._model.path, settings, model_id=self._record.model)
         heads = TrainedHeads(objective.heads, backbone.width)
@@ -262,7 +279,12 @@ class _Training:
             sha256 = self._record.model_sha256
             lower = Activations(
                 backbone,
-                [text for e in (*examples, *dev_examples, *test_examples) for text in e.texts],
+                [
+                    text
+                    for each in (examples, old_examples, dev_examples, test_examples)
+                    for example in each
+                    for text in example.texts
+                ],
                 shared or self._run.folder,
                 key=f"{sha256} {settings.precision}" if shared else sha256,
                 progress=watch.lower,
@@ -277,16 +299,31 @@ class _Training:
             dev=dev,
             dev_examples=dev_examples,
             lower=lower,
+            replayed=old_examples,
             report=watch.update,
         )
+        if past.parent is not None:
+            fresh = past.begin_from(trainer, objective, watch.note)
+            if settings.ewc:
+                watch.note("measuring what the old rows rely on")
+                trainer.anchor = hold(
+                    trainer,
+                    old_examples,
+                    fresh,
+                    self._run.folder,
+                    strength=settings.ewc,
+                    key=past.parent.sha256,
+                )
         trainer.run()
-        return _Trained(backbone, heads, objective, trainer, train, dev, test, test_examples)
+        return _Trained(
+            backbone, heads, objective, trainer, past, train, own_dev, dev, test, test_examples
+        )
 
-    def run(self, store: AdapterStore) -> RunRecord:
+    def run(self) -> RunRecord:
         """Train, measure, and save an adapter."""
         settings, watch = self._settings, self._watch
         fit = self._fit()
-        backbone, heads, objective = fit.backbone, fit.heads, fit.objective
+        backbone, heads, objective, past = fit.backbone, fit.heads, fit.objective, fit.past
         train, dev, test, trainer = fit.train, fit.dev, fit.test, fit.trainer
         dev_examples, test_examples = trainer.dev_examples, fit.test_examples
         progress = trainer.progress
@@ -298,9 +335,11 @@ class _Training:
             test_outputs = trainer.predict(test_examples) if test else outputs
         specs = objective.specs(dev, dev_examples, outputs)
         rows, made = (test, test_examples) if test else (dev, dev_examples)
-        reports = objective.reports(train, rows, made, test_outputs, specs)
-        metrics = _metrics(objective, reports, objective.figures(rows, made, test_outputs))
+        reports = objective.reports([*train, *past.train], rows, made, test_outputs, specs)
+        figures = objective.figures(rows, made, test_outputs)
+        metrics = shipped_metrics(objective, reports, figures)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
+        counts |= {"old": len(past.train)} if past.train else {}
         self._record = self._run.update(
             metrics=metrics,
             primary=objective.primary,
@@ -312,9 +351,14 @@ class _Training:
         for name, report in reports.items():
             report.write(self._run.folder / f"report-{name}")
         curves.write(self._run)
+        keep_rows(self._run, past, train, fit.own_dev, size=settings.keep, tested=bool(test))
+        with backbone.in_float32():
+            tested = figures if test else {}
+            measure_stages(self._run, past, trainer, objective, tested=tested, note=watch.note)
         watch.note("saving, and asking the engine the same")
-        self._save(store, backbone, heads, objective, specs, metrics, reports, trainer, outputs)
-        self._clean(checkpoint.FILE, activations.STATES, activations.NOTE)
+        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs, past)
+        spent = (checkpoint.FILE, activations.STATES, activations.NOTE, REPLAYED, anchor.FILE)
+        self._clean(*spent)
         self._record = self._run.update(state="done")
         return self._record
 
@@ -341,7 +385,6 @@ class _Training:
 
     def _save(
         self,
-        store: AdapterStore,
         backbone: Backbone,
         heads: TrainedHeads,
         objective: Objective[Any],
@@ -350,6 +393,7 @@ class _Training:
         reports: Mapping[str, Report],
         trainer: Trainer[Any],
         outputs: Sequence[Any],
+        past: Past,
     ) -> None:
         base = None
         if self._settings.method == "full":
@@ -364,10 +408,12 @@ class _Training:
             "rows": dict(self._record.rows),
             "history": trainer.progress.history,
             "best_step": trainer.progress.best_step,
-            "reports": {name: _to_ship(report).as_dict() for name, report in reports.items()},
+            "continued_from": None if past.parent is None else past.parent.sha256,
+            "reports": {name: without_rows(report).as_dict() for name, report in reports.items()},
         }
+        assert self._store is not None
         version = artefact.save(
-            store,
+            self._store,
             self._record,
             backbone,
             heads,
@@ -379,85 +425,6 @@ class _Training:
             examples=trainer.dev_examples,
             outputs=outputs,
             base=base,
+            inherited=past.data,
         )
         self._run.update(version=version.reference)
-
-    def _rows(self) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-        """Train, dev and test. Dev is cut from train where no file is given for it."""
-        parts: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
-        for file in self._record.data:
-            path = Path(file.path)
-            if _sha256(path) != file.sha256:
-                raise ResumeRefused(
-                    f"{path} is not what it was when the run {self._record.id} began.",
-                    hint="Begin the training anew.",
-                )
-            kind: Any = file.kind
-            parts[file.split] += read(path, kind, Source(**file.source)).require()
-        train = [_grouped(row) for row in parts["train"]]
-        if not self._settings.keep_repeats:
-            distinct = leave_out_repeats(train, [*parts["dev"], *parts["test"]])
-            if len(distinct.rows) < len(train):
-                self._watch.note(f"{distinct}")
-            train = list(distinct.rows)
-        if parts["dev"]:
-            return train, parts["dev"], parts["test"]
-        method: Any = "grouped" if all(row.group for row in train) else "stratified"
-        cut = split(
-            train,
-            method=method,
-            dev=self._settings.dev,
-            test=0,
-            seed=self._settings.seed,
-            duplicates=find_duplicates(train),
-        )
-        return cut.train, cut.dev, parts["test"]
-
-
-def _grouped(row: Row) -> Row:
-    """The candidates of one query stay together."""
-    if isinstance(row, ScoredPair) and row.group is None:
-        return dataclasses.replace(row, group=row.query)
-    return row
-
-
-def _to_ship(report: Report) -> Report:
-    """A report without the rows' texts, and without this machine's folders."""
-    report = report.without_texts()
-    worst = (w.model_copy(update={"where": w.where.rpartition("/")[2]}) for w in report.worst)
-    return report.model_copy(update={"worst": tuple(worst)})
-
-
-def _metrics(
-    objective: Objective[Any], reports: Mapping[str, Report], figures: Mapping[str, float]
-) -> dict[str, Metric]:
-    """Figures for the manifest, each with that of the best floor where there is one."""
-    primary = objective.primary
-    found: dict[str, Metric] = {}
-    floors: list[float] = []
-    for name, report in reports.items():
-        best = report.floors.get(report.best_floor or "", {})
-        for figure, measured in report.metrics.items():
-            floor = best[figure].value if figure in best else None
-            if measured.value is not None:
-                found[figure if len(reports) == 1 else f"{name}.{figure}"] = Metric(
-                    value=measured.value, floor=floor
-                )
-            if figure == primary and floor is not None:
-                floors.append(floor)
-        if report.calibration is not None:
-            key = "ece" if len(reports) == 1 else f"{name}.ece"
-            found[key] = Metric(value=report.calibration.ece)
-    for figure, value in figures.items():
-        if figure not in found and value == value:
-            mean = sum(floors) / len(floors) if figure == primary and floors else None
-            found[figure] = Metric(value=value, floor=mean)
-    return found
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UnreadableFile(f"{path} cannot be read: {error.strerror}.") from None

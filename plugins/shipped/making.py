@@ -14,10 +14,11 @@ from gptflow.models.model import Model
 from gptflow.plugins import AnyTask, Registry
 from gptflow.testing import ScriptedEngine
 from gptflow.training.data.source import Source
+from gptflow.training.parts import data_file
 from gptflow.training.runs import DataFile, Run, RunTable
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.trainer import Update
-from gptflow.training.training import Watch, begin, data_file, train
+from gptflow.training.training import Watch, begin, train
 from shipped.recipe import MOST, Recipe
 
 Tell = Callable[[str], None]

@@ -47,7 +47,17 @@ def test_a_client_imports_only_what_its_url_asks_for():
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["run"], ["plugins"], ["data"], ["train"], ["tune"], ["runs"], ["adapters", "promote"]],
+    [
+        [],
+        ["run"],
+        ["plugins"],
+        ["data"],
+        ["train"],
+        ["tune"],
+        ["runs"],
+        ["feedback", "add"],
+        ["adapters", "promote"],
+    ],
 )
 def test_asking_for_help_imports_nothing_heavy(arguments):
     assert not imported_by("-m", "gptflow", *arguments, "--help") & HEAVY

@@ -2,6 +2,10 @@
 
 A row that has no label for a head is masked there, so that data sets with different labels can be
 trained on together.
+
+Where old rows are replayed among new ones, most labels of a batch are the new rows'. The logits are
+then adjusted by how often each label comes, as in Menon et al. 2021, "Long-tail learning via logit
+adjustment": otherwise an answer is a new label because most answers are.
 """
 
 from __future__ import annotations
@@ -61,6 +65,11 @@ class LabelObjective(Objective[LabelledText]):
             raise NotTrainable(f"A {type(head).__name__} head is not trained on labels.")
         self.heads = {name: len(labels) for name, labels in self.labels.items()}
         self._weights = {name: torch.ones(count) for name, count in self.heads.items()}
+        self._offsets: dict[str, torch.Tensor] = {}
+
+    def mix(self, new: Sequence[LabelledText], old: Sequence[LabelledText], share: float) -> None:
+        for name, labels in self.labels.items():
+            self._offsets[name] = _log_frequencies(new, old, share, name, labels)
 
     def prepare(self, train: Sequence[LabelledText]) -> None:
         for name in self._known(train):
@@ -97,8 +106,11 @@ class LabelObjective(Objective[LabelledText]):
             rows = [i for i, example in enumerate(examples) if name in example.target]
             if rows:
                 gold = torch.tensor([examples[i].target[name] for i in rows], device=hidden.device)
+                logits = heads[name](pooled[rows])
+                if name in self._offsets:
+                    logits = logits + self._offsets[name].to(hidden.device)
                 total = total + torch.nn.functional.cross_entropy(
-                    heads[name](pooled[rows]),
+                    logits,
                     gold,
                     weight=self._weights[name].to(hidden.device),
                     reduction="sum",
@@ -246,3 +258,25 @@ def _root_weights(rows: Sequence[LabelledText], head: str, labels: Sequence[str]
     roots = [1 / math.sqrt(counts[label]) if counts[label] else 0.0 for label in labels]
     mean = sum(r * counts[label] for r, label in zip(roots, labels, strict=True)) / counts.total()
     return torch.tensor([root / mean for root in roots])
+
+
+def _log_frequencies(
+    new: Sequence[LabelledText],
+    old: Sequence[LabelledText],
+    share: float,
+    head: str,
+    labels: Sequence[str],
+) -> torch.Tensor:
+    """Per label, the logarithm of how often it comes in batches of which a share is old.
+
+    A label that never comes is taken for one that comes often, so that it is unlearnt.
+    """
+    counts = [
+        Counter(row.labels[head] for row in rows if head in row.labels) for rows in (new, old)
+    ]
+    found = torch.zeros(len(labels))
+    for count, part in zip(counts, (1 - share, share), strict=True):
+        for place, label in enumerate(labels):
+            found[place] += part * count[label] / max(1, count.total())
+    often = found.max() if bool(found.any()) else torch.ones(())
+    return torch.where(found > 0, found, often).log()

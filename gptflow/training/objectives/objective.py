@@ -51,6 +51,14 @@ class Objective(abc.ABC, Generic[RowT]):
             NotTrainable: the task's head will not.
         """
 
+    def mix(self, new: Sequence[RowT], old: Sequence[RowT], share: float) -> None:
+        """Be told that the rows of `train` are replayed old ones and new ones.
+
+        Args:
+            share: of each batch that is old.
+        """
+        return
+
     @abc.abstractmethod
     def examples(self, rows: Sequence[RowT]) -> list[Example]:
         """What is learnt from rows, or asked of them, in their order."""

@@ -14,11 +14,12 @@ import pytest
 from gptflow.errors import ConfigError, LossNotFinite, MissingDependency, TrainingError
 from gptflow.training import curves
 from gptflow.training.data.source import Source
+from gptflow.training.parts import data_file
 from gptflow.training.runs import Run, RunRecord
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.tracking import tracking
 from gptflow.training.trainer import Trainer, Update
-from gptflow.training.training import Watch, begin, data_file, train
+from gptflow.training.training import Watch, begin, train
 
 PNG = b"\x89PNG"
 

@@ -35,9 +35,10 @@ from gptflow.models.adapter_store import AdapterVersion
 from gptflow.training import artefact, checkpoint
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.source import Source
+from gptflow.training.parts import data_file
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
-from gptflow.training.training import Watch, begin, data_file, train
+from gptflow.training.training import Watch, begin, train
 
 QUICK: dict[str, Any] = {
     "rank": 4, "batch": 16, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "epochs": 2,

@@ -30,9 +30,10 @@ from gptflow.training import checkpoint
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.source import Source
 from gptflow.training.objectives.labels import LabelObjective
+from gptflow.training.parts import data_file
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.trainer import Trainer
-from gptflow.training.training import Watch, data_file
+from gptflow.training.training import Watch
 from gptflow.training.training import begin as begin_run
 from gptflow.training.training import train as train_run
 from gptflow.training.tuning import space as spaces
