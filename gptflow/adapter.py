@@ -120,7 +120,11 @@ class BaseModelRef(_Strict):
 
 
 class Data(_Strict):
-    """A data set that the adapter was trained or measured on."""
+    """A data set that the adapter was trained or measured on.
+
+    Attributes:
+        rows: that were used of it; 0 where they were not counted for it alone.
+    """
 
     name: str
     sha256: Sha256
@@ -221,7 +225,7 @@ class Manifest(_Strict):
         """
         words = []
         for name, gate in self.gates.items():
-            at_most = name in _LESS_IS_BETTER
+            at_most = name.rpartition(".")[2] in _LESS_IS_BETTER
             metric = self.metrics.get(name)
             if metric is None:
                 words.append(f"{name} was not measured")

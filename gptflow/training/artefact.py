@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -79,7 +80,8 @@ def save(
     with store.build(record.adapter) as draft:
         folder = draft.folder
         try:
-            _write_weights(folder, backbone, heads)
+            storage = getattr(torch, record.settings.storage)
+            _write_weights(folder, backbone, heads, storage)
         except SafetensorError as error:  # how it reports a full disk
             raise AdapterNotSaved(f"{folder} cannot be written: {error}.") from None
         manifest = _manifest(record, objective, base, specs, metrics, inherited)
@@ -173,13 +175,16 @@ def check_reload(
         engine.close()
 
 
-def _write_weights(folder: Path, backbone: Backbone, heads: TrainedHeads) -> None:
+def _write_weights(
+    folder: Path, backbone: Backbone, heads: TrainedHeads, storage: torch.dtype
+) -> None:
     if backbone.has_lora:
         config, tensors = backbone.lora_state()
         (folder / LORA_CONFIG).write_text(
             json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
-        safetensors.torch.save_file(tensors, folder / LORA_WEIGHTS, metadata={"format": "pt"})
+        kept = {name: tensor.to(storage) for name, tensor in tensors.items()}
+        safetensors.torch.save_file(kept, folder / LORA_WEIGHTS, metadata={"format": "pt"})
     if heads.names:
         weights: dict[str, torch.Tensor] = {}
         for name, head in heads.served().items():
@@ -196,6 +201,7 @@ def _manifest(
     inherited: Sequence[Data],
 ) -> Manifest:
     prompt = objective.recorder.task.prompt
+    files_of = Counter(file.split for file in record.data)
     return Manifest.model_construct(
         task=record.task,
         version=record.id,
@@ -210,7 +216,7 @@ def _manifest(
                 sha256=file.sha256,
                 licence=file.licence,
                 split=file.split,
-                rows=record.rows.get(file.split, 0),
+                rows=record.rows.get(file.split, 0) if files_of[file.split] == 1 else 0,
             )
             for file in record.data
         ),

@@ -21,8 +21,8 @@ def model_card(manifest: Manifest, record: RunRecord) -> str:
     }[settings.method]
     lines += [
         f"- Base model: {manifest.base.id}, {', '.join(manifest.base.sha256)}",
-        f"- Trained: {how}, {record.steps} steps of {settings.batch}, {record.tokens} tokens, "
-        f"{settings.precision}, seed {settings.seed}",
+        f"- Trained: {how}, on {record.rows.get('train', 0)} rows, {record.steps} steps of "
+        f"{settings.batch}, {record.tokens} tokens, {settings.precision}, seed {settings.seed}",
         f"- Made {manifest.created} by {manifest.code}, run {record.id}",
         "",
         "## Figures",
@@ -44,6 +44,6 @@ def model_card(manifest: Manifest, record: RunRecord) -> str:
     lines += ["## Data", "", "| data | split | rows | licence | SHA-256 |", "|---|---|---|---|---|"]
     for data in manifest.data:
         lines.append(
-            f"| {data.name} | {data.split} | {data.rows} | {data.licence} | `{data.sha256}` |"
+            f"| {data.name} | {data.split} | {data.rows or ''} | {data.licence} | `{data.sha256}` |"
         )
     return "\n".join([*lines, ""])

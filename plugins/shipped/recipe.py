@@ -12,7 +12,7 @@ from gptflow.training.data.source import Kind
 
 PLUGINS = Path(__file__).resolve().parents[1]
 
-MOST = 5 * 1000 * 1000
+MOST = 5 << 20
 """Bytes of an adapter that is shipped."""
 
 

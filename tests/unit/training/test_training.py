@@ -116,7 +116,9 @@ def test_upper_layers_are_trained_on_stored_activations(
     done: list[tuple[int, int]] = []
     version = go(tiny, run, task, lower=lambda *each: done.append(each))
     assert done[-1][0] == done[-1][1] > 0
-    names = set(load_file(version.folder / LORA_WEIGHTS))
+    kept = load_file(version.folder / LORA_WEIGHTS)
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
+    names = set(kept)
     assert {name.split(".layers.")[1].split(".")[0] for name in names} == {"2", "3"}
     assert not (run.folder / "lower.f32").exists()
     # Without the store the same steps give the same weights but for rounding.
