@@ -37,10 +37,10 @@ _SETTINGS = (
         help="With LoRA; `upper` computes the lower half once.  [default: all]",
     ),
     click.option("--pooling", type=click.Choice(("last", "mean")), help="[default: last]"),
-    click.option("--learning-rate", type=_POSITIVE, help="[default: 3e-4]"),
+    click.option("--learning-rate", type=_POSITIVE, help="[default: 3e-4; of preferences 5e-5]"),
     click.option("--head-learning-rate", type=_POSITIVE, help="[default: 1e-3]"),
     click.option("--weight-decay", type=_NOT_NEGATIVE, help="[default: 0]"),
-    click.option("--epochs", type=_POSITIVE, help="[default: 3]"),
+    click.option("--epochs", type=_POSITIVE, help="[default: 3; of preferences and raw text 1]"),
     click.option("--batch", type=click.IntRange(1), help="Examples a step.  [default: 32]"),
     click.option(
         "--batch-tokens", type=click.IntRange(16), help="Tokens a forward pass.  [default: 2048]"
@@ -53,16 +53,25 @@ _SETTINGS = (
     click.option("--dev-share", "dev", type=_POSITIVE, help="Of the rows.  [default: 0.1]"),
     click.option("--class-weights", is_flag=True, default=None, help="Rare labels weigh more."),
     click.option("--pairwise/--pointwise", default=None, help="Of scores.  [default: pairwise]"),
+    click.option("--beta", type=_POSITIVE, help="Of preferences.  [default: 0.1]"),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="[default: auto]"),
 )
 
 
-def _with_settings(command: Any) -> Any:
-    for option in reversed(_SETTINGS):
-        command = option(command)
-    return command
+def settings_options(without: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """Add an option for each setting of a training but these."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(_SETTINGS):
+            before = list(getattr(command, "__click_params__", ()))
+            command = option(command)
+            if command.__click_params__[-1].name in without:
+                command.__click_params__ = before
+        return command
+
+    return add
 
 
 @click.command(short_help="Train an adapter for a task.")
@@ -76,7 +85,7 @@ def _with_settings(command: Any) -> Any:
 @click.option("--licence", metavar="TEXT", default="unknown", help="Of the data.")
 @click.option("--model", help="To train.  [default: the settings']")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
-@_with_settings
+@settings_options()
 @source_options
 @json_option
 @click.pass_obj
@@ -106,19 +115,19 @@ def train(
     if resume is not None:
         if task is not None or data:
             raise click.UsageError("--resume takes a run's task, data and settings from the run.")
-        run = _table(session).find(resume)
-        record = _train(session, run)
+        run = run_table(session).find(resume)
+        record = train_run(session, run)
     elif task is None or not data:
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
-        files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
-        run = _begin(session, task, files, settings, adapter, _gates(gates), model)
+        files = label_files(data, dev_files, test_files, kind, source, data_name or "", licence)
+        run = _begin(session, task, files, settings, adapter, gates_of(gates), model)
         note(f"run {run.folder.name}")
-        record = _train(session, run)
+        record = train_run(session, run)
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
-        _tell(record)
+        tell(record)
 
 
 def _begin(
@@ -131,37 +140,38 @@ def _begin(
     model: str | None,
 ) -> Run:
     from gptflow.models import ModelStore
-    from gptflow.training.settings import TrainingSettings
+    from gptflow.training.settings import BY_KIND, TrainingSettings
     from gptflow.training.training import begin
 
     settings = session.settings(model=model)
     known = session.registry(settings, warn=True).task(task)
     store = ModelStore(settings.cache_dir, offline=settings.offline)
+    chosen = {name: value for name, value in given.items() if value is not None}
     return begin(
-        _table(session),
+        run_table(session),
         known,
         store.find(settings.model),
         files,
-        TrainingSettings.of(**given),
+        TrainingSettings.of(**{**BY_KIND.get(files[0].kind, {}), **chosen}),
         adapter=adapter,
         gates=gates,
     )
 
 
-def _train(session: Session, run: Run) -> RunRecord:
+def train_run(session: Session, run: Run) -> RunRecord:
     from gptflow.models import ModelStore
     from gptflow.models.adapter_store import AdapterStore
-    from gptflow.training.training import train as train_run
+    from gptflow.training.training import train as go_on
 
     settings = session.settings()
     before = run.record
-    known = _ready(session, before.task)
+    known = _ready(session, before.task) if before.task else None
     if settings.threads is not None:
         import torch
 
         torch.set_num_threads(settings.threads)
     with _watching(run) as watch:
-        return train_run(
+        return go_on(
             run,
             known,
             ModelStore(settings.cache_dir, offline=settings.offline).find(before.model_folder),
@@ -231,7 +241,7 @@ def _watching(run: Run) -> Iterator[Any]:
                 signal.signal(number, handler)
 
 
-def _files(
+def label_files(
     data: Sequence[Path],
     dev: Sequence[Path],
     test: Sequence[Path],
@@ -272,7 +282,7 @@ def _own_labels(path: Path, source: Source) -> Source:
     return dataclasses.replace(source, labels=own)
 
 
-def _gates(given: Sequence[str]) -> dict[str, float]:
+def gates_of(given: Sequence[str]) -> dict[str, float]:
     gates = {}
     for each in given:
         figure, _, value = each.partition("=")
@@ -283,16 +293,18 @@ def _gates(given: Sequence[str]) -> dict[str, float]:
     return gates
 
 
-def _table(session: Session) -> Any:
+def run_table(session: Session) -> Any:
     from gptflow.training.runs import RunTable
 
     return RunTable(session.settings().data_dir / "runs")
 
 
-def _tell(record: RunRecord) -> None:
+def tell(record: RunRecord) -> None:
     for name, metric in record.metrics.items():
         floor = "" if metric.floor is None else f"  (best simple model: {metric.floor:.4f})"
         click.echo(f"{name}: {metric.value:.4f}{floor}")
+    for words in record.warnings:
+        note(f"warning: {words}")
     if record.trained_model is not None:
         click.echo(f"The model is in {record.trained_model}.")
         click.echo(f"  gptflow models pull {record.trained_model}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,23 @@ class Backbone:
         with self._precision():
             out: torch.Tensor = self.model.get_output_embeddings()(hidden)
         return out.float()
+
+    @torch.no_grad()
+    def greedy(self, prompt: Sequence[int], *, most: int, ends: Collection[int]) -> list[int]:
+        """The likeliest token after a prompt again and again, up to one of `ends` or `most`."""
+        found: list[int] = []
+        ids = torch.tensor([list(prompt)], device=self.device)
+        cache: Any = None
+        while len(found) < most:
+            with self._precision():
+                out = self._decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            token = int(self.logits(out.last_hidden_state[0, -1:].float()).argmax())
+            if token in ends:
+                break
+            found.append(token)
+            ids = torch.tensor([[token]], device=self.device)
+        return found
 
     @torch.no_grad()
     def lower(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:

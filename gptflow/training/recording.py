@@ -100,6 +100,7 @@ class TaskRecorder:
     ) -> None:
         self.task = task
         self.adapter = choose_adapter(task, adapter)
+        self.context = context
         self._vocabulary = vocabulary
         self._model = ModelInfo(id="recorder", sha256="", context=context)
         self._seconds = seconds

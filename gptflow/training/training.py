@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,15 +24,18 @@ from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.data.duplicates import find_duplicates
 from gptflow.training.data.reading import read
-from gptflow.training.data.rows import Row, ScoredPair
+from gptflow.training.data.rows import Preference, Row, ScoredPair
 from gptflow.training.data.source import Kind, Source
 from gptflow.training.data.splits import split
 from gptflow.training.evaluation.summary import Report
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.choice import choose_objective
-from gptflow.training.objectives.objective import Objective
+from gptflow.training.objectives.objective import Objective, Start
+from gptflow.training.objectives.preferences import REFERENCE
+from gptflow.training.objectives.texts import BEFORE, TextObjective
 from gptflow.training.recording import TaskRecorder, choose_adapter
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
+from gptflow.training.scratch import START
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.trainer import Trainer, Update
 
@@ -104,7 +108,7 @@ def begin(
 
 def train(
     run: Run,
-    task: AnyTask,
+    task: AnyTask | None,
     model: Model,
     store: AdapterStore,
     *,
@@ -120,7 +124,7 @@ def train(
         The run's record, which names the adapter, or the model where all weights were trained.
 
     Args:
-        task: set up, where it needs to be.
+        task: set up, where it needs to be; None where the run has none.
         context: tokens that workers have for one sequence.
 
     Raises:
@@ -156,7 +160,7 @@ class _Training:
     def __init__(
         self,
         run: Run,
-        task: AnyTask,
+        task: AnyTask | None,
         model: Model,
         store: AdapterStore,
         context: int,
@@ -169,15 +173,13 @@ class _Training:
         self._store = store
         self._watch = watch
         self._vocabulary = Vocabulary.from_folder(model.path)
-        most = min(context, model.context) if model.context else context
-        self._recorder = TaskRecorder(
-            task, self._vocabulary, context=most, adapter=self._record.adapter
-        )
+        self._context = min(context, model.context) if model.context else context
+        self._task = task
 
     def run(self) -> RunRecord:
         settings, watch = self._settings, self._watch
         train, dev, test = self._rows()
-        objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
+        objective = self._objective(train[0])
         objective.prepare(train)
         watch.note(f"{len(train)} rows to train on, {len(dev)} to choose by, {len(test)} to test")
         examples, dev_examples = objective.examples(train), objective.examples(dev)
@@ -206,6 +208,19 @@ class _Training:
             lower=lower,
             report=watch.update,
         )
+        rows, made = (test, test_examples) if test else (dev, dev_examples)
+        objective.begin(
+            Start(
+                folder=self._run.folder,
+                backbone=backbone,
+                predict=trainer.predict,
+                train=examples,
+                dev=dev_examples,
+                rows=rows,
+                measured=made,
+                note=watch.note,
+            )
+        )
         progress = trainer.run()
         if settings.method == "lora":
             round_to(backbone.parameters, getattr(torch, settings.storage))
@@ -214,9 +229,10 @@ class _Training:
             outputs = trainer.predict(dev_examples)
             test_outputs = trainer.predict(test_examples) if test else outputs
         specs = objective.specs(dev, dev_examples, outputs)
-        rows, made = (test, test_examples) if test else (dev, dev_examples)
         reports = objective.reports(train, rows, made, test_outputs, specs)
-        metrics = _metrics(objective, reports, objective.figures(rows, made, test_outputs))
+        figures = objective.figures(rows, made, test_outputs)
+        figures = {**figures, **objective.finish(backbone, figures)}
+        metrics = _metrics(objective, reports, figures)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
         self._record = self._run.update(
             metrics=metrics,
@@ -225,15 +241,29 @@ class _Training:
             steps=progress.step,
             tokens=progress.tokens,
             seconds=progress.seconds,
+            warnings=objective.warnings,
         )
         for name, report in reports.items():
             report.write(self._run.folder / f"report-{name}")
         watch.note("saving, and asking the engine the same")
         self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
-        for left in (checkpoint.FILE, "lower.f32", "lower.json"):
+        for left in (checkpoint.FILE, "lower.f32", "lower.json", BEFORE, REFERENCE):
             (self._run.folder / left).unlink(missing_ok=True)
+        shutil.rmtree(self._run.folder / START, ignore_errors=True)
         self._record = self._run.update(state="done")
         return self._record
+
+    def _objective(self, row: Row) -> Objective[Any]:
+        """What is learnt from rows such as this one."""
+        record = self._record
+        if self._task is None:
+            return TextObjective(
+                self._vocabulary, self._settings, adapter=record.adapter, context=self._context
+            )
+        recorder = TaskRecorder(
+            self._task, self._vocabulary, context=self._context, adapter=record.adapter
+        )
+        return choose_objective(recorder, self._vocabulary, row, self._settings)
 
     def _save(
         self,
@@ -305,9 +335,11 @@ class _Training:
 
 
 def _grouped(row: Row) -> Row:
-    """The candidates of one query stay together."""
+    """The candidates of one query, or the answers to one prompt, stay together."""
     if isinstance(row, ScoredPair) and row.group is None:
         return dataclasses.replace(row, group=row.query)
+    if isinstance(row, Preference) and row.group is None:
+        return dataclasses.replace(row, group=row.asked)
     return row
 
 
