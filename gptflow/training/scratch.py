@@ -47,7 +47,7 @@ def make_model(folder: Path, config: Path, origin: Path, *, seed: int) -> Model:
     try:
         made: Any = AutoConfig.for_model(kind, **given)
     except Exception as error:  # noqa: BLE001  its checks raise what they like
-        raise ConfigError(f"{config} describes no model: {_first(error)}", hint=_HINT) from None
+        raise ConfigError(f"{config} describes no model: {_told(error)}", hint=_HINT) from None
     check_config(made)
     if made.vocab_size < size:
         raise ConfigError(
@@ -64,7 +64,7 @@ def make_model(folder: Path, config: Path, origin: Path, *, seed: int) -> Model:
     except GPTFlowError:
         raise
     except Exception as error:  # noqa: BLE001  of whatever kind
-        raise ConfigError(f"{config} makes no model: {_first(error)}", hint=_HINT) from None
+        raise ConfigError(f"{config} makes no model: {_told(error)}", hint=_HINT) from None
     return write_model(folder, model, origin)
 
 
@@ -80,5 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _first(error: Exception) -> str:
-    return f"{str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+def _told(error: Exception) -> str:
+    """An error of another library in one line."""
+    words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return f"{words[:300]}."
