@@ -227,13 +227,17 @@ def _watching(run: Run) -> Iterator[Any]:
             show("lower layers", done, total, "tokens")
             check()
 
+        def stage(name: str, done: int, total: int) -> None:
+            show(name, done, total, "examples")
+            check()
+
         def check() -> None:
             if stopped:
                 note(f"Stopped. `gptflow train --resume {run.folder.name}` goes on.")
                 raise KeyboardInterrupt
 
         try:
-            yield Watch(update=update, note=note, lower=lower)
+            yield Watch(update=update, note=note, lower=lower, stage=stage)
         except KeyboardInterrupt:
             raise click.Abort from None
         finally:

@@ -50,11 +50,13 @@ class Watch:
         update: after each step. An exception that it raises stops the run, which can be resumed.
         note: of each stage, in words.
         lower: of the activations of frozen layers, tokens that are done, and of how many.
+        stage: of another stage, its name, how much is done, of how much.
     """
 
     update: Callable[[Update], None] = lambda update: None
     note: Notes = lambda message: None
     lower: Callable[[int, int], None] = lambda done, total: None
+    stage: Callable[[str, int, int], None] = lambda name, done, total: None
 
 
 def data_file(
@@ -219,6 +221,7 @@ class _Training:
                 rows=rows,
                 measured=made,
                 note=watch.note,
+                progress=watch.stage,
             )
         )
         progress = trainer.run()

@@ -35,6 +35,7 @@ class Start:
         rows: those that the run's figures are of in the end: test, or dev where there is none.
         measured: their examples.
         note: tells whoever watches.
+        progress: tells them of a stage how much is done, of how much.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Start:
     rows: Sequence[Any]
     measured: Sequence[Example]
     note: Callable[[str], None]
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 
 
 class Objective(abc.ABC, Generic[RowT]):

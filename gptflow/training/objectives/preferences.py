@@ -53,6 +53,9 @@ ones, and so much more of an answer that was said before."""
 
 _GRAM = 4
 
+_TOGETHER = 64
+"""Pairs whose reference is computed before progress is told."""
+
 Pair = tuple[float, float]
 """Log-probabilities of the chosen and of the rejected answer."""
 
@@ -163,9 +166,13 @@ class PreferenceObjective(Objective[Preference]):
 
         def compute() -> dict[str, Any]:
             start.note("computing the reference once")
-            outputs = start.predict(examples)
+            pairs: list[Pair] = []
+            for at in range(0, len(examples), _TOGETHER):
+                outputs = start.predict(examples[at : at + _TOGETHER])
+                pairs += [(output.chosen, output.rejected) for output in outputs]
+                start.progress("reference", len(pairs), len(examples))
             return {
-                "pairs": [(output.chosen, output.rejected) for output in outputs],
+                "pairs": pairs,
                 "samples": self._sample(start.backbone),
             }
 
