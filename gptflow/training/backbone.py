@@ -104,6 +104,11 @@ class Backbone:
         return self._peft is not None
 
     @property
+    def exact(self) -> bool:
+        """Whether it computes in float32 just now."""
+        return self._exact or self._settings.precision == "fp32"
+
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -198,8 +203,7 @@ class Backbone:
             self._exact = False
 
     def _precision(self) -> Any:
-        on = self._settings.precision == "bf16" and not self._exact
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=not self.exact)
 
     @contextlib.contextmanager
     def _injected(self, lower: Sequence[torch.Tensor] | None) -> Iterator[None]:

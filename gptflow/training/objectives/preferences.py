@@ -91,11 +91,16 @@ class PreferenceAnswers:
 
 
 class _Output(NamedTuple):
-    """The log-probabilities of an example's answers, and the chosen one's last hidden state."""
+    """The log-probabilities of an example's answers, and the chosen one's last hidden state.
+
+    Attributes:
+        exact: computed in float32.
+    """
 
     chosen: float
     rejected: float
     last: torch.Tensor
+    exact: bool
 
 
 class PreferenceObjective(Objective[Preference]):
@@ -130,6 +135,7 @@ class PreferenceObjective(Objective[Preference]):
         self._beta = settings.beta
         self._most = min(head.max_tokens, SAMPLE_TOKENS)
         self._reference: dict[tuple[tuple[int, ...], ...], Pair] = {}
+        self._exact: dict[tuple[tuple[int, ...], ...], Pair] = {}
         self._prompts: list[tuple[int, ...]] = []
         self._before: list[list[int]] = []
         self._lengths = (0.0, 0.0)
@@ -164,23 +170,27 @@ class PreferenceObjective(Objective[Preference]):
             :SAMPLES
         ]
 
+        judged = list({_key(e): e for e in (*start.dev, *start.measured)}.values())
+
+        def pairs(of: Sequence[Example]) -> list[Pair]:
+            found: list[Pair] = []
+            for at in range(0, len(of), _TOGETHER):
+                outputs = start.predict(of[at : at + _TOGETHER])
+                found += [(output.chosen, output.rejected) for output in outputs]
+                start.progress("reference", len(found), len(of))
+            return found
+
         def compute() -> dict[str, Any]:
             start.note("computing the reference once")
-            pairs: list[Pair] = []
-            for at in range(0, len(examples), _TOGETHER):
-                outputs = start.predict(examples[at : at + _TOGETHER])
-                pairs += [(output.chosen, output.rejected) for output in outputs]
-                start.progress("reference", len(pairs), len(examples))
-            return {
-                "pairs": pairs,
-                "samples": self._sample(start.backbone),
-            }
+            found: dict[str, Any] = {"pairs": pairs(examples), "exact": []}
+            if not start.backbone.exact:
+                with start.backbone.in_float32():  # as what is measured in the end
+                    found["exact"] = pairs(judged)
+            return found | {"samples": self._sample(start.backbone)}
 
         found = kept(start.folder / REFERENCE, [_key(e) for e in examples], compute)
-        self._reference = {
-            _key(example): (pair[0], pair[1])
-            for example, pair in zip(examples, found["pairs"], strict=True)
-        }
+        self._reference = _by_key(examples, found["pairs"])
+        self._exact = _by_key(judged, found["exact"]) if found["exact"] else self._reference
         self._before = found["samples"]
         counts = np.array([[len(t) - e.target for t in e.texts] for e in start.train])
         self._lengths = (float(counts[:, 0].mean()), float(counts[:, 1].mean()))
@@ -214,6 +224,7 @@ class PreferenceObjective(Objective[Preference]):
                 chosen[number],
                 rejected[number],
                 hidden[2 * number, len(example.texts[0]) - 1].cpu().clone(),
+                backbone.exact,
             )
             for number, example in enumerate(examples)
         ]
@@ -221,7 +232,9 @@ class PreferenceObjective(Objective[Preference]):
     def answers(
         self, rows: Sequence[Preference], examples: Sequence[Example], outputs: Sequence[Any]
     ) -> Mapping[str, PreferenceAnswers]:
-        reference = np.array([self._reference[_key(e)] for e in examples])
+        exact = all(output.exact for output in outputs)
+        known = self._exact if exact else self._reference
+        reference = np.array([known[_key(e)] for e in examples])
         found = np.array([(output.chosen, output.rejected) for output in outputs])
         rewards = self._beta * (found - reference)
         return {NAME: PreferenceAnswers(chosen=rewards[:, 0], rejected=rewards[:, 1])}
@@ -329,6 +342,12 @@ def _warnings(found: Mapping[str, float], figures: Mapping[str, float]) -> list[
             f"{before:.0%} before"
         )
     return words
+
+
+def _by_key(
+    examples: Sequence[Example], pairs: Sequence[Sequence[float]]
+) -> dict[tuple[tuple[int, ...], ...], Pair]:
+    return {_key(e): (pair[0], pair[1]) for e, pair in zip(examples, pairs, strict=True)}
 
 
 def _key(example: Example) -> tuple[tuple[int, ...], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -179,6 +180,19 @@ def test_better_answers_become_likelier(tiny: SimpleNamespace, tmp_path: Path, m
     assert {"length_ratio", "answer_tokens_before", "answer_tokens", "repetition"} <= set(metrics)
     assert (record.version is None) == (method == "full")
     assert not (run.folder / REFERENCE).exists()
+
+
+def test_in_bfloat16_what_was_and_what_is_are_measured_alike(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    made = prepared(tiny, tmp_path, precision="bf16")
+    made.objective.begin(made.start)
+    for exact in (True, False):
+        with made.backbone.in_float32() if exact else contextlib.nullcontext():
+            outputs = made.trainer.predict(made.examples)
+        found = made.objective.figures(made.rows, made.examples, outputs)
+        assert found["margin"] == pytest.approx(0, abs=1e-3 if not exact else 1e-6)
+        assert found["preference_logprob"] == pytest.approx(-math.log(2), abs=1e-3)
 
 
 def test_a_stopped_run_ends_with_the_same_weights(tiny: SimpleNamespace, tmp_path: Path) -> None:
