@@ -104,6 +104,7 @@ def sample(
             engine, vocabulary, known, questions, n=n, temperature=temperature, seed=seed,
             kept=out / "samples.jsonl", progress=report,
         )  # fmt: skip
+        drawn = [answer for each in sampled for answer in each.answers]
         if judging is not None:
             note("judging")
             sampled = sampling.judged(engine, judging, sampled)
@@ -125,8 +126,8 @@ def sample(
         )
     told: dict[str, Any] = {
         "prompts": len(sampled),
-        "answers": sum(len(each.answers) for each in sampled),
-        "blank answers": sum(not a.strip() for each in sampled for a in each.answers),
+        "answers": len(drawn),
+        "blank answers": sum(not answer.strip() for answer in drawn),
         **{name: len(rows) for name, rows in made.items()},
         **_values(sampled),
     }

@@ -211,7 +211,7 @@ def draw(
 
 
 def judged(engine: Engine, judge: AnyTask, sampled: Sequence[Sampled]) -> list[Sampled]:
-    """What a task with a `Score` head makes of each answer.
+    """What a task with a `Score` head makes of each answer; blank ones are left out.
 
     Raises:
         NotTrainable: the judge's head is no `Score` over a list.
@@ -232,14 +232,17 @@ def judged(engine: Engine, judge: AnyTask, sampled: Sequence[Sampled]) -> list[S
 
     async def values(each: Sampled) -> Sampled:
         text = judge.input_type.from_text(each.question.asked)
-        parsed = judge.parse({**text, str(head.each): list(each.answers)})
+        answers = tuple(answer for answer in each.answers if answer.strip())
+        if not answers:
+            return Sampled(each.question, ())
+        parsed = judge.parse({**text, str(head.each): list(answers)})
         context = JobContext(
             engine, Job(id="judge", task=judge.name, input=None), plugin="", map=_no_map
         )
         variables = dict(parsed) | dict(judge.prepare(parsed))
         raw = await context.ask(head, prompt, variables)
         assert isinstance(raw, Scored)
-        return dataclasses.replace(each, values=raw.values)
+        return Sampled(each.question, answers, raw.values)
 
     async def all_values() -> list[Sampled]:
         found: list[Sampled] = []
@@ -262,6 +265,8 @@ def checked(check: Check, sampled: Sequence[Sampled]) -> list[Sampled]:
         for answer in dict.fromkeys(each.answers):
             try:
                 values[answer] = float(check(each.question.input, answer))
+            except GPTFlowError:
+                raise
             except Exception as error:
                 raise InvalidInput(
                     f"The check fails on an answer to {each.question.origin}: "

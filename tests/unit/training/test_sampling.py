@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gptflow import Score
 from gptflow.cli import main, session
 from gptflow.errors import (
     AdapterNotFound,
@@ -232,3 +233,16 @@ def test_a_judge_is_a_score_head_that_is_served(tiny: SimpleNamespace) -> None:
         judged(engine, tiny.Fit(), [Sampled(QUESTION, ("a",))])
     with pytest.raises(NotTrainable):
         judged(engine, tiny.Topic(), [Sampled(QUESTION, ("a",))])
+
+
+def test_blank_answers_are_not_judged(tiny: SimpleNamespace) -> None:
+    class Judge(tiny.Fit):  # type: ignore[name-defined,misc]
+        head = Score(each="items")
+
+    engine = ScriptedEngine()
+    blank, other = judged(
+        engine, Judge(), [Sampled(QUESTION, (" ", "")), Sampled(QUESTION, ("a", "", "b"))]
+    )
+    assert blank == Sampled(QUESTION, ())
+    assert other.answers == ("a", "b")
+    assert len(other.values) == 2
