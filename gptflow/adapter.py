@@ -145,7 +145,7 @@ class Manifest(_Strict):
 
     Attributes:
         v: version of this format.
-        task: the task it was trained for.
+        task: the task it was trained for; empty where it is for any that generates text.
         heads: its heads by name. A name is what `MultiHead` calls it, or any other.
         pooling: what `classify` and `score` heads are given: the last token's hidden state or
             the mean over all.

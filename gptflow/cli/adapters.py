@@ -35,7 +35,7 @@ def list_(session: Session, as_json: bool) -> None:
         (
             (
                 version.reference,
-                version.manifest.task,
+                version.manifest.task or "any",
                 "yes" if version.promoted else "",
                 *_figures(version),
                 version.manifest.created,
@@ -69,7 +69,7 @@ def show(session: Session, reference: str, verify: bool, as_json: bool) -> None:
         ("sha256", version.sha256),
         ("folder", version.folder),
         ("promoted", "yes" if version.promoted else "no"),
-        ("task", manifest.task),
+        ("task", manifest.task or "any"),
         ("base model", manifest.base.id),
         ("heads", ", ".join(f"{name} ({spec.kind})" for name, spec in manifest.heads.items())),
         ("LoRA rank", manifest.lora_rank or "none"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptflow.cli.sample import sample
 from gptflow.cli.session import PARTIAL, Number, json_option, note, print_json, print_table
 from gptflow.cli.sources import FORMATS, SCHEMES, source_options
 
@@ -25,7 +26,7 @@ _SHARE = Number("share", least=0)
 
 @click.group(short_help="Check, describe, split and convert data to train on.")
 def data() -> None:
-    """Check, describe, split and convert data to train on.
+    """Check, describe, split, convert and draw data to train on.
 
     Files are JSONL, CSV, TSV, Parquet or CoNLL, compressed by gzip or not.
     """
@@ -177,6 +178,9 @@ def convert(
     else:
         click.echo(f"{len(rows)} rows are in {out}")
     return PARTIAL if reading.problems else 0
+
+
+data.add_command(sample)
 
 
 def _read(files: Sequence[Path], kind: Any, source: Source) -> Reading[Row]:

@@ -37,12 +37,12 @@ _SETTINGS = (
         help="With LoRA; `upper` computes the lower half once.  [default: all]",
     ),
     click.option("--pooling", type=click.Choice(("last", "mean")), help="[default: last]"),
-    click.option("--learning-rate", type=_POSITIVE, help="[default: 3e-4]"),
+    click.option("--learning-rate", type=_POSITIVE, help="[default: 3e-4; of preferences 5e-5]"),
     click.option("--head-learning-rate", type=_POSITIVE, help="[default: 1e-3]"),
     click.option("--weight-decay", type=_NOT_NEGATIVE, help="[default: 0]"),
     click.option("--warmup", type=_NOT_NEGATIVE, help="Share of the steps.  [default: 0.05]"),
     click.option("--clip", type=_POSITIVE, help="Longest gradient.  [default: 1]"),
-    click.option("--epochs", type=_POSITIVE, help="[default: 3]"),
+    click.option("--epochs", type=_POSITIVE, help="[default: 3; of preferences and raw text 1]"),
     click.option("--batch", type=click.IntRange(1), help="Examples a step.  [default: 32]"),
     click.option(
         "--batch-tokens", type=click.IntRange(16), help="Tokens a forward pass.  [default: 2048]"
@@ -85,16 +85,25 @@ _SETTINGS = (
     click.option(
         "--keep", type=click.IntRange(0), help="Rows for a later --continue.  [default: 1000]"
     ),
+    click.option("--beta", type=_POSITIVE, help="Of preferences.  [default: 0.1]"),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="[default: auto]"),
 )
 
 
-def settings_options(command: Any) -> Any:
-    for option in reversed(_SETTINGS):
-        command = option(command)
-    return command
+def settings_options(without: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """Add an option for each setting of a training but these."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(_SETTINGS):
+            before = list(getattr(command, "__click_params__", ()))
+            command = option(command)
+            if command.__click_params__[-1].name in without:
+                command.__click_params__ = before
+        return command
+
+    return add
 
 
 @click.command(short_help="Train an adapter for a task.")
@@ -118,7 +127,7 @@ def settings_options(command: Any) -> Any:
 )
 @click.option("--feedback", is_flag=True, help="Train on what `gptflow feedback` has collected.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
-@settings_options
+@settings_options()
 @source_options
 @json_option
 @click.pass_obj
@@ -151,8 +160,8 @@ def train(
     if resume is not None:
         if task is not None or data or parent is not None or feedback:
             raise click.UsageError("--resume takes a run's task, data and settings from the run.")
-        run = _table(session).find(resume)
-        record = _train(session, run)
+        run = run_table(session).find(resume)
+        record = train_run(session, run)
     elif task is None or not (data or feedback):
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
@@ -160,14 +169,14 @@ def train(
             raise click.UsageError("--replay and --ewc go with --continue ADAPTER.")
         files = data_files(data, dev_files, test_files, kind, source, data_name or "", licence)
         run = _begin(
-            session, task, files, settings, adapter, _gates(gates), model, track, parent, feedback
+            session, task, files, settings, adapter, gates_of(gates), model, track, parent, feedback
         )
         note(f"run {run.folder.name}")
-        record = _train(session, run)
+        record = train_run(session, run)
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
-        _tell(record)
+        tell(record)
 
 
 def _begin(
@@ -186,7 +195,7 @@ def _begin(
     from gptflow.models.adapter_store import AdapterStore
     from gptflow.training.feedback import FeedbackTable
     from gptflow.training.parent import Parent
-    from gptflow.training.settings import TrainingSettings
+    from gptflow.training.settings import BY_KIND, TrainingSettings
     from gptflow.training.training import begin
 
     settings = session.settings(model=model)
@@ -195,7 +204,7 @@ def _begin(
     found = None
     if parent is not None:
         found = Parent.find(AdapterStore(settings.adapters_dir), parent, base)
-    table = _table(session)
+    table = run_table(session)
     files = list(files)
     if feedback:
         given_rows = FeedbackTable(settings.data_dir / "feedback")
@@ -203,12 +212,13 @@ def _begin(
         if other := next((file for file in files if file.kind != taken.kind), None):
             raise click.UsageError(f"{other.path} holds {other.kind}, and feedback {taken.kind}.")
         files.append(taken)
+    chosen = {name: value for name, value in given.items() if value is not None}
     return begin(
         table,
         known,
         base,
         files,
-        TrainingSettings.of(**given),
+        TrainingSettings.of(**{**BY_KIND.get(files[0].kind, {}), **chosen}),
         adapter=adapter,
         gates=gates,
         track=track or settings.track,
@@ -216,20 +226,20 @@ def _begin(
     )
 
 
-def _train(session: Session, run: Run) -> RunRecord:
+def train_run(session: Session, run: Run) -> RunRecord:
     from gptflow.models import ModelStore
     from gptflow.models.adapter_store import AdapterStore
-    from gptflow.training.training import train as train_run
+    from gptflow.training.training import train as go_on
 
     settings = session.settings()
     before = run.record
-    known = ready(session, before.task)
+    known = ready(session, before.task) if before.task else None
     if settings.threads is not None:
         import torch
 
         torch.set_num_threads(settings.threads)
     with watching(f"gptflow train --resume {run.folder.name}") as watch:
-        return train_run(
+        return go_on(
             run,
             known,
             ModelStore(settings.cache_dir, offline=settings.offline).find(before.model_folder),
@@ -289,13 +299,17 @@ def watching(resume: str) -> Iterator[Any]:
             show("lower layers", done, total, "tokens")
             check()
 
+        def stage(name: str, done: int, total: int) -> None:
+            show(name, done, total, "examples")
+            check()
+
         def check() -> None:
             if stopped:
                 note(f"Stopped. `{resume}` goes on.")
                 raise KeyboardInterrupt
 
         try:
-            yield Watch(update=update, note=note, lower=lower)
+            yield Watch(update=update, note=note, lower=lower, stage=stage)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -342,7 +356,7 @@ def _own_labels(path: Path, source: Source) -> Source:
     return dataclasses.replace(source, labels=own)
 
 
-def _gates(given: Sequence[str]) -> dict[str, float]:
+def gates_of(given: Sequence[str]) -> dict[str, float]:
     gates = {}
     for each in given:
         figure, _, value = each.partition("=")
@@ -353,16 +367,18 @@ def _gates(given: Sequence[str]) -> dict[str, float]:
     return gates
 
 
-def _table(session: Session) -> Any:
+def run_table(session: Session) -> Any:
     from gptflow.training.runs import RunTable
 
     return RunTable(session.settings().data_dir / "runs")
 
 
-def _tell(record: RunRecord) -> None:
+def tell(record: RunRecord) -> None:
     for name, metric in record.metrics.items():
         floor = "" if metric.floor is None else f"  (best simple model: {metric.floor:.4f})"
         click.echo(f"{name}: {metric.value:.4f}{floor}")
+    for words in record.warnings:
+        note(f"warning: {words}")
     if record.trained_model is not None:
         click.echo(f"The model is in {record.trained_model}.")
         click.echo(f"  gptflow models pull {record.trained_model}")

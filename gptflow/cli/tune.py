@@ -46,7 +46,7 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(("mlflow", "wandb")),
     help="Show trials there too.  [default: the settings']",
 )
-@settings_options
+@settings_options()
 @source_options
 @json_option
 @click.pass_context

@@ -31,6 +31,9 @@ _HTML = (
 _MARKER = re.compile(rf"(?!</?(?:{_HTML})>)<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
+_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+
+
 class _Run(NamedTuple):
     """Text from character `start` on: plain, or that of one control token."""
 
@@ -91,6 +94,12 @@ class Vocabulary:
         if self.chat.end:
             return self._control[self.chat.end]
         return min(self.eos_ids, default=None)
+
+    @property
+    def document_end(self) -> int | None:
+        """The token that parts documents in pre-training, or else the one that ends an answer."""
+        known = (self._control[token] for token in _DOCUMENT_ENDS if token in self._control)
+        return next(known, self.end_id)
 
     @property
     def json(self) -> str:

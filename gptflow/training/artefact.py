@@ -110,11 +110,16 @@ def save_model(folder: Path, backbone: Backbone, origin: Path) -> Model:
     Raises:
         AdapterNotSaved: the disk is full, or the folder cannot be written; nothing is kept.
     """
+    return write_model(folder, backbone.model, origin)
+
+
+def write_model(folder: Path, model: Any, origin: Path) -> Model:
+    """Write a model of transformers beside another one's tokenizer; see `save_model`."""
     partial = folder.with_name(f".{folder.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         with no_progress_bar():
-            backbone.model.save_pretrained(partial)
+            model.save_pretrained(partial)
         for path in origin.iterdir():
             known = files.is_allowed(path.name) and not files.is_weights(path.name)
             if known and not (partial / path.name).exists() and path.name != files.INDEX:
@@ -124,7 +129,7 @@ def save_model(folder: Path, backbone: Backbone, origin: Path) -> Model:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise AdapterNotSaved(
-            f"The trained model cannot be written to {folder}: {error}.", hint="Make room."
+            f"The model cannot be written to {folder}: {error}.", hint="Make room."
         ) from None
     return ModelStore(folder.parent, offline=True).find(str(folder))
 
@@ -200,7 +205,6 @@ def _manifest(
     metrics: Mapping[str, Metric],
     inherited: Sequence[Data],
 ) -> Manifest:
-    prompt = objective.recorder.task.prompt
     files_of = Counter(file.split for file in record.data)
     return Manifest.model_construct(
         task=record.task,
@@ -220,7 +224,7 @@ def _manifest(
             )
             for file in record.data
         ),
-        prompt=None if prompt is None else prompt.sha256,
+        prompt=objective.prompt,
         metrics=dict(metrics),
         primary=record.primary,
         gates=dict(record.gates),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ class Backbone:
         return self._peft is not None
 
     @property
+    def exact(self) -> bool:
+        """Whether it computes in float32 just now."""
+        return self._exact or self._settings.precision == "fp32"
+
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -160,6 +165,23 @@ class Backbone:
         with self._precision():
             out: torch.Tensor = self.model.get_output_embeddings()(hidden)
         return out.float()
+
+    @torch.no_grad()
+    def greedy(self, prompt: Sequence[int], *, most: int, ends: Collection[int]) -> list[int]:
+        """The likeliest token after a prompt again and again, up to one of `ends` or `most`."""
+        found: list[int] = []
+        ids = torch.tensor([list(prompt)], device=self.device)
+        cache: Any = None
+        while len(found) < most:
+            with self._precision():
+                out = self._decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            token = int(self.logits(out.last_hidden_state[0, -1:].float()).argmax())
+            if token in ends:
+                break
+            found.append(token)
+            ids = torch.tensor([[token]], device=self.device)
+        return found
 
     @torch.no_grad()
     def lower(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -219,8 +241,7 @@ class Backbone:
             self._exact = False
 
     def _precision(self) -> Any:
-        on = self._settings.precision == "bf16" and not self._exact
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=not self.exact)
 
     @contextlib.contextmanager
     def _injected(

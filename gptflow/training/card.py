@@ -8,7 +8,8 @@ from gptflow.training.runs import RunRecord
 
 def model_card(manifest: Manifest, record: RunRecord) -> str:
     """Markdown: what the adapter is for, what it was made of, how good it is."""
-    lines = [f"# {record.adapter}: an adapter for `{manifest.task}`", ""]
+    use = f"`{manifest.task}`" if manifest.task else "any task that generates text"
+    lines = [f"# {record.adapter}: an adapter for {use}", ""]
     for name, spec in manifest.heads.items():
         labels = getattr(spec, "labels", ())
         told = f": {', '.join(labels)}" if labels else ""
@@ -41,6 +42,8 @@ def model_card(manifest: Manifest, record: RunRecord) -> str:
     lines += ["", f"Measured on {measured}. `metrics.json` has the rest.", ""]
     if missed := manifest.missed():
         lines += [*(f"**Not good enough:** {words}." for words in missed), ""]
+    if record.warnings:
+        lines += [*(f"**Warning:** {words}." for words in record.warnings), ""]
     lines += ["## Data", "", "| data | split | rows | licence | SHA-256 |", "|---|---|---|---|---|"]
     for data in manifest.data:
         lines.append(

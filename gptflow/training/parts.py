@@ -12,7 +12,7 @@ from gptflow.errors import EmptyData, ResumeRefused, UnreadableFile
 from gptflow.training.data.duplicates import find_duplicates
 from gptflow.training.data.reading import read
 from gptflow.training.data.repeats import leave_out_repeats
-from gptflow.training.data.rows import Row, ScoredPair
+from gptflow.training.data.rows import Preference, Row, ScoredPair
 from gptflow.training.data.source import Kind, Source
 from gptflow.training.data.splits import split
 from gptflow.training.runs import DataFile, RunRecord
@@ -100,9 +100,11 @@ def read_parts(record: RunRecord, *, note: Callable[[str], None], few: int = 0) 
 
 
 def _grouped(row: Row) -> Row:
-    """The candidates of one query stay together."""
+    """The candidates of one query, or the answers to one prompt, stay together."""
     if isinstance(row, ScoredPair) and row.group is None:
         return dataclasses.replace(row, group=row.query)
+    if isinstance(row, Preference) and row.group is None:
+        return dataclasses.replace(row, group=row.asked)
     return row
 
 

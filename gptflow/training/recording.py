@@ -39,7 +39,11 @@ class _AnyHead(AdapterInfo):
 
 
 class _Recorder:
-    """An engine that keeps the first request to one adapter. It never answers."""
+    """An engine that keeps the first request to one adapter, or the very first. It never answers.
+
+    Args:
+        alias: empty for the very first request.
+    """
 
     def __init__(self, vocabulary: Vocabulary, model: ModelInfo, alias: str) -> None:
         self.model = model
@@ -53,7 +57,7 @@ class _Recorder:
         return True
 
     def submit(self, request: Request) -> Future[Raw]:
-        if request.head.adapter != self._alias:
+        if self._alias and request.head.adapter != self._alias:
             self.others.append(request.head)
         elif not self.recorded.done():
             self.recorded.set_result(request)
@@ -66,6 +70,8 @@ class _Recorder:
         return len(self._vocabulary.encode(prompt))
 
     def adapters(self) -> Mapping[str, AdapterInfo]:
+        if not self._alias:
+            return {}
         info = _AnyHead(alias=self._alias, sha256="", manifest=None, rank=0, nbytes=0)
         return {self._alias: info}
 
@@ -84,6 +90,7 @@ class TaskRecorder:
         adapter: the alias, one of those that its head names; None where it names only one.
         vocabulary: of the model that is trained.
         context: tokens that a worker has for one sequence.
+        untrained: take a task whose head names no adapter, and record what it asks first.
 
     Raises:
         NotTrainable: its head names no adapter, or several, or not this one.
@@ -96,10 +103,13 @@ class TaskRecorder:
         *,
         context: int,
         adapter: str | None = None,
+        untrained: bool = False,
         seconds: float = SECONDS,
     ) -> None:
         self.task = task
-        self.adapter = choose_adapter(task, adapter)
+        bare = untrained and not named_adapters(task)
+        self.adapter = "" if bare else choose_adapter(task, adapter)
+        self.context = context
         self._vocabulary = vocabulary
         self._model = ModelInfo(id="recorder", sha256="", context=context)
         self._seconds = seconds
@@ -151,15 +161,20 @@ async def _no_map(job: Job, task: str, inputs: Sequence[Any]) -> list[Result]:
     raise NotTrainable(f"Task {job.task!r} runs {task!r} before it asks its trained head.")
 
 
+def named_adapters(task: AnyTask) -> tuple[str, ...]:
+    """The aliases that a task's head names, each once."""
+    head = task.head
+    parts = (head, *head.heads.values()) if isinstance(head, MultiHead) else (head,)
+    return tuple(dict.fromkeys(p.adapter for p in parts if p is not None and p.adapter))
+
+
 def choose_adapter(task: AnyTask, adapter: str | None = None) -> str:
     """The alias to train: the one that is given, or the only one that the task's head names.
 
     Raises:
         NotTrainable: its head names none, or several, or not this one.
     """
-    head = task.head
-    parts = (head, *head.heads.values()) if isinstance(head, MultiHead) else (head,)
-    named = tuple(dict.fromkeys(p.adapter for p in parts if p is not None and p.adapter))
+    named = named_adapters(task)
     if adapter is None and len(named) == 1:
         return named[0]
     if adapter in named:

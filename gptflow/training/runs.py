@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,12 +65,14 @@ class RunRecord(_Strict):
     """What `run.json` holds.
 
     Attributes:
+        task: empty where there is none, as in pre-training.
         adapter: the alias that is trained.
         version: the adapter that came of it, `alias@version`.
         trained_model: the folder of the model that came of it, where all weights were trained.
         metrics: of that adapter.
         track: trackers beside TensorBoard's event files.
         parent: the adapter that it goes on from: `alias@version`, or a folder.
+        warnings: what else to know about what was trained.
         error: why the run failed.
     """
 
@@ -97,6 +100,7 @@ class RunRecord(_Strict):
     steps: int = 0
     tokens: int = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0
+    warnings: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -124,6 +128,10 @@ class Run:
     def update(self, **fields: Any) -> RunRecord:
         """Change fields of the record."""
         return self._write(self.record.model_copy(update=fields))
+
+    def delete(self) -> None:
+        """Take a run that never began out of the table."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def log(self) -> list[dict[str, Any]]:
         """One record per step; of steps that a kill undid and that were made again, the last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +13,13 @@ from gptflow.heads import Pooling
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+BY_KIND: Mapping[str, Mapping[str, float]] = {
+    "preferences": {"learning_rate": 5e-5, "epochs": 1.0},
+    "text": {"epochs": 1.0},
+}
+"""Defaults of their own that some kinds of rows have."""
 
 
 class TrainingSettings(BaseModel):
@@ -53,6 +61,8 @@ class TrainingSettings(BaseModel):
         replay: share of a batch that is old rows, where a run goes on from an adapter.
         ewc: how strongly its weights are held in place, see `gptflow.training.anchor`; 0 for not.
         keep: rows to keep for a run that goes on from this one; 0 for none.
+        window: tokens that are read at once in pre-training.
+        beta: of preferences, how far the model may go from the one that it was.
         storage: what LoRA's matrices are rounded to, before they are evaluated and saved.
         checkpoint_minutes: between two checkpoints.
         device: `auto` takes CUDA where there is a device.
@@ -88,6 +98,8 @@ class TrainingSettings(BaseModel):
     replay: Share = 0.1
     ewc: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     keep: Annotated[int, Field(ge=0)] = 1000
+    window: Annotated[int, Field(ge=2)] = 512
+    beta: Positive = 0.1
     storage: Literal["float16", "float32"] = "float16"
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,17 +24,21 @@ from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.batches import replayed_of
 from gptflow.training.continuing import REPLAYED, Past, hold, keep_rows, measure_stages
+from gptflow.training.data.rows import Row
 from gptflow.training.evaluation.summary import Report
 from gptflow.training.example import Example
 from gptflow.training.figures import shipped_metrics, without_rows
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.choice import choose_objective
-from gptflow.training.objectives.objective import Objective
+from gptflow.training.objectives.objective import Objective, Start
+from gptflow.training.objectives.preferences import REFERENCE
+from gptflow.training.objectives.texts import BEFORE, TextObjective
 from gptflow.training.parent import Parent
 from gptflow.training.parts import read_parts
 from gptflow.training.recording import TaskRecorder, choose_adapter
 from gptflow.training.reservoir import Kept
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
+from gptflow.training.scratch import START
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.tracking import tracking
 from gptflow.training.tracking.tracking import Tracking
@@ -53,11 +58,13 @@ class Watch:
         update: after each step. An exception that it raises stops the run, which can be resumed.
         note: of each stage, in words.
         lower: of the activations of frozen layers, tokens that are done, and of how many.
+        stage: of another stage, its name, how much is done, of how much.
     """
 
     update: Callable[[Update], None] = lambda update: None
     note: Notes = lambda message: None
     lower: Callable[[int, int], None] = lambda done, total: None
+    stage: Callable[[str, int, int], None] = lambda name, done, total: None
 
 
 def begin(
@@ -111,7 +118,7 @@ def begin(
 
 def train(
     run: Run,
-    task: AnyTask,
+    task: AnyTask | None,
     model: Model,
     store: AdapterStore,
     *,
@@ -127,7 +134,7 @@ def train(
         The run's record, which names the adapter, or the model where all weights were trained.
 
     Args:
-        task: set up, where it needs to be.
+        task: set up, where it needs to be; None where the run has none.
         context: tokens that workers have for one sequence.
 
     Raises:
@@ -227,7 +234,7 @@ class _Training:
     def __init__(
         self,
         run: Run,
-        task: AnyTask,
+        task: AnyTask | None,
         model: Model,
         store: AdapterStore | None,
         context: int,
@@ -240,10 +247,8 @@ class _Training:
         self._model = model
         self._watch = watch
         self._vocabulary = Vocabulary.from_folder(model.path)
-        most = min(context, model.context) if model.context else context
-        self._recorder = TaskRecorder(
-            task, self._vocabulary, context=most, adapter=self._record.adapter
-        )
+        self._context = min(context, model.context) if model.context else context
+        self._task = task
 
     def _fit(self, shared: Path | None = None) -> _Trained:
         settings, watch = self._settings, self._watch
@@ -251,7 +256,7 @@ class _Training:
         few = FEW if any(kept.part == "dev" for kept in past.kept) else 0
         parts = read_parts(self._record, note=watch.note, few=few)
         train, own_dev, test = parts.train, parts.dev, parts.test
-        objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
+        objective = self._objective(train[0])
         wanted = bool(settings.replay or settings.ewc)
         past = past.of(objective, [*train, *own_dev, *test], wanted=wanted, note=watch.note)
         dev = [*own_dev, *past.dev]
@@ -314,6 +319,20 @@ class _Training:
                     strength=settings.ewc,
                     key=past.parent.sha256,
                 )
+        rows, made = (test, test_examples) if test else (dev, dev_examples)
+        objective.begin(
+            Start(
+                folder=self._run.folder,
+                backbone=backbone,
+                predict=trainer.predict,
+                train=examples,
+                dev=dev_examples,
+                rows=rows,
+                measured=made,
+                note=watch.note,
+                progress=watch.stage,
+            )
+        )
         trainer.run()
         return _Trained(
             backbone, heads, objective, trainer, past, train, own_dev, dev, test, test_examples
@@ -337,6 +356,7 @@ class _Training:
         rows, made = (test, test_examples) if test else (dev, dev_examples)
         reports = objective.reports([*train, *past.train], rows, made, test_outputs, specs)
         figures = objective.figures(rows, made, test_outputs)
+        figures = {**figures, **objective.finish(backbone, figures)}
         metrics = shipped_metrics(objective, reports, figures)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
         counts |= {"old": len(past.train)} if past.train else {}
@@ -347,20 +367,35 @@ class _Training:
             steps=progress.step,
             tokens=progress.tokens,
             seconds=progress.seconds,
+            warnings=objective.warnings,
         )
         for name, report in reports.items():
             report.write(self._run.folder / f"report-{name}")
         curves.write(self._run)
-        keep_rows(self._run, past, train, fit.own_dev, size=settings.keep, tested=bool(test))
-        with backbone.in_float32():
-            tested = figures if test else {}
-            measure_stages(self._run, past, trainer, objective, tested=tested, note=watch.note)
+        if objective.staged:
+            keep_rows(self._run, past, train, fit.own_dev, size=settings.keep, tested=bool(test))
+            with backbone.in_float32():
+                tested = figures if test else {}
+                measure_stages(self._run, past, trainer, objective, tested=tested, note=watch.note)
         watch.note("saving, and asking the engine the same")
         self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs, past)
-        spent = (checkpoint.FILE, activations.STATES, activations.NOTE, REPLAYED, anchor.FILE)
-        self._clean(*spent)
+        self._clean(checkpoint.FILE, activations.STATES, activations.NOTE)
+        self._clean(REPLAYED, anchor.FILE, BEFORE, REFERENCE)
+        shutil.rmtree(self._run.folder / START, ignore_errors=True)
         self._record = self._run.update(state="done")
         return self._record
+
+    def _objective(self, row: Row) -> Objective[Any]:
+        """What is learnt from rows such as this one."""
+        record = self._record
+        if self._task is None:
+            return TextObjective(
+                self._vocabulary, self._settings, adapter=record.adapter, context=self._context
+            )
+        recorder = TaskRecorder(
+            self._task, self._vocabulary, context=self._context, adapter=record.adapter
+        )
+        return choose_objective(recorder, self._vocabulary, row, self._settings)
 
     def attempt(self, shared: Path | None) -> RunRecord:
         """Train, and keep the best figure only."""

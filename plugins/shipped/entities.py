@@ -41,7 +41,7 @@ POSTS = Recipe(
         "CC BY 4.0",
     ),
     settings={**UPPER, "epochs": 5, "evaluations": 1},
-    gates={"f1": 0.30},
+    gates={"entity_f1": 0.30},
 )
 
 FILINGS = Recipe(
@@ -59,5 +59,5 @@ FILINGS = Recipe(
         "CC BY 3.0",
     ),
     settings={**UPPER, "epochs": 10, "dev": 0.2, "batch": 16, "evaluations": 1, "patience": 4},
-    gates={"f1": 0.70},
+    gates={"entity_f1": 0.70},
 )

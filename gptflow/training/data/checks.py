@@ -19,7 +19,7 @@ from gptflow.training.data.duplicates import (
 from gptflow.training.data.problem import Problem, error_for
 from gptflow.training.data.reading import Reading
 from gptflow.training.data.requirements import leaked, require_classes, require_seen, require_types
-from gptflow.training.data.rows import LabelledText, Origin, Row, TaggedText
+from gptflow.training.data.rows import LabelledText, Origin, Preference, Row, TaggedText
 
 FEW = 5
 """Rows of a label below which it is hardly learnt."""
@@ -108,6 +108,7 @@ def check(train: Reading[Row], test: Reading[Row] | None = None, *, near: float 
         *_errors(train, test),
         *_leak_errors(leaks, train.rows, tested),
         *_contradictions(train.rows),
+        *_reversed(train.rows),
         *_rare(train.rows),
     ]
     return Findings(
@@ -184,6 +185,19 @@ def _contradictions(rows: Sequence[Row]) -> Iterator[Remark]:
                         "for the same text.",
                         row.origin,
                     )
+
+
+def _reversed(rows: Sequence[Row]) -> Iterator[Remark]:
+    """Preferences that another row turns round: one of the two is wrong."""
+    seen: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        if isinstance(row, Preference):
+            asked, chosen, rejected = map(normalise, (row.asked, row.chosen, row.rejected))
+            if (other := seen.get((asked, rejected, chosen))) is not None:
+                yield Remark(
+                    "warning", f"{other.origin} prefers the answer rejected here.", row.origin
+                )
+            seen.setdefault((asked, chosen, rejected), row)
 
 
 def _rare(rows: Sequence[Row]) -> Iterator[Remark]:

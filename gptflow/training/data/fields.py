@@ -250,11 +250,33 @@ def _scored(origin: Origin, record: Mapping[str, Any], source: Source) -> Row:
 
 def _preference(origin: Origin, record: Mapping[str, Any], source: Source) -> Row:
     chosen, rejected = _required(record, "chosen"), _required(record, "rejected")
-    if chosen == rejected:
+    if chosen.strip() == rejected.strip():
         raise _Unfit("field", "'chosen' and 'rejected' are the same")
-    prompt = _required(record, _one_of(record, QUERIES, "prompt"))
     common = _common(origin, record, source)
-    return Preference(prompt=prompt, chosen=chosen, rejected=rejected, **common)
+    turns = _asked(record)
+    if turns:
+        *before, last = turns
+        return Preference(
+            prompt=last.text, before=tuple(before), chosen=chosen, rejected=rejected, **common
+        )
+    given = record.get("input")
+    if given is not None and not isinstance(given, dict):
+        raise _Unfit("field", "'input' must be an object")
+    prompt = _required(record, _one_of(record, QUERIES, "prompt"))
+    return Preference(prompt=prompt, chosen=chosen, rejected=rejected, input=given, **common)
+
+
+def _asked(record: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """The conversation that two answers go on with; empty where a prompt says what is asked."""
+    name = next((name for name in TURNS if name in record), None)
+    if name is None or any(query in record for query in QUERIES):
+        return ()
+    turns = tuple(_turn(value, number) for number, value in enumerate(_list(record, name), 1))
+    if not turns or turns[-1].role != "user":
+        raise _Unfit("field", f"the last of {name!r} is not the user's turn")
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise _Unfit("field", "a system turn comes after the first")
+    return turns
 
 
 def _plain(origin: Origin, record: Mapping[str, Any], source: Source) -> Row:

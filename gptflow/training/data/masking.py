@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from gptflow.training.data import personal_data
-from gptflow.training.data.rows import Dialogue, Row, TaggedText, Turn
+from gptflow.training.data.rows import Dialogue, Preference, Row, TaggedText, Turn
 from gptflow.training.data.tokens import align
 
 
@@ -30,4 +31,16 @@ def masked(row: Row) -> Row:
         for name in ("text", "query", "candidate", "prompt", "chosen", "rejected")
         if hasattr(row, name)
     }
+    if isinstance(row, Preference):
+        texts["before"] = tuple(Turn(t.role, personal_data.mask(t.text)) for t in row.before)
+        texts["input"] = _masked(row.input)
     return dataclasses.replace(row, **texts)
+
+
+def _masked(value: Any) -> Any:
+    """JSON with every text in it masked."""
+    if isinstance(value, str):
+        return personal_data.mask(value)
+    if isinstance(value, Mapping):
+        return {name: _masked(each) for name, each in value.items()}
+    return [_masked(each) for each in value] if isinstance(value, list) else value

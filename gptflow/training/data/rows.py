@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from gptflow.heads import Span
 
@@ -166,15 +166,28 @@ class ScoredPair(Row):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Preference(Row):
-    """Two answers to one prompt, of which the first is the better one."""
+    """Two answers to one prompt, of which the first is the better one.
+
+    Attributes:
+        prompt: what is answered; of a conversation, the user's last turn.
+        before: the turns of a conversation that the prompt comes after.
+        input: what a task is asked, where the prompt alone does not say it.
+    """
 
     prompt: str
     chosen: str
     rejected: str
+    before: tuple[Turn, ...] = ()
+    input: Mapping[str, Any] | None = None
+
+    @property
+    def asked(self) -> str:
+        """All that is answered."""
+        return "\n".join((*(turn.text for turn in self.before), self.prompt))
 
     @property
     def content(self) -> str:
-        return f"{self.prompt}\n{self.chosen}\n{self.rejected}"
+        return f"{self.asked}\n{self.chosen}\n{self.rejected}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gptflow.training.data.language import language_of
-from gptflow.training.data.rows import Dialogue, LabelledText, Row, ScoredPair, TaggedText
+from gptflow.training.data.rows import (
+    Dialogue,
+    LabelledText,
+    Preference,
+    Row,
+    ScoredPair,
+    TaggedText,
+)
 
 
 def describe(rows: Sequence[Row]) -> dict[str, Any]:
@@ -29,6 +36,12 @@ def describe(rows: Sequence[Row]) -> dict[str, Any]:
         found["roles"] = dict(Counter(turn.role for row in turns for turn in row.turns))
     if scores := [row.score for row in rows if isinstance(row, ScoredPair)]:
         found["scores"] = quantiles(scores)
+    if answers := [row for row in rows if isinstance(row, Preference)]:
+        found["prompts"] = len({row.asked for row in answers})
+        found["chosen"] = quantiles([len(row.chosen) for row in answers])
+        found["rejected"] = quantiles([len(row.rejected) for row in answers])
+        longer = sum(len(row.chosen) > len(row.rejected) for row in answers)
+        found["chosen is longer"] = round(longer / len(answers), 4)
     if groups := Counter(row.group for row in rows if row.group is not None):
         found["groups"] = {"count": len(groups), "rows": quantiles(list(groups.values()))}
     if times := [row.time for row in rows if row.time is not None]:

@@ -23,6 +23,7 @@ from gptflow.training.data.rows import (
     Row,
     ScoredPair,
     TaggedText,
+    Turn,
 )
 from gptflow.training.data.source import Format
 from gptflow.training.data.tagging import Scheme, from_iob2
@@ -71,7 +72,13 @@ def as_record(row: Row) -> dict[str, Any]:
         case ScoredPair():
             record |= {"query": row.query, "candidate": row.candidate, "score": row.score}
         case Preference():
-            record |= {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
+            if row.before:
+                turns = (*row.before, Turn("user", row.prompt))
+                record["messages"] = [{"role": t.role, "content": t.text} for t in turns]
+            else:
+                record["prompt"] = row.prompt
+            record |= {} if row.input is None else {"input": dict(row.input)}
+            record |= {"chosen": row.chosen, "rejected": row.rejected}
         case PlainText():
             record["text"] = row.text
     for name in ("group", "language"):
@@ -112,12 +119,16 @@ def _csv_lines(rows: Sequence[Row], delimiter: str) -> Iterator[str]:
 
 def _flat(row: Row) -> Mapping[str, Any]:
     if isinstance(row, TaggedText | Dialogue):
-        name = "tags" if isinstance(row, TaggedText) else "turns"
-        raise InvalidInput(
-            f"A CSV has no place for {name}.",
-            hint="Write JSONL, Parquet or, for tags, CoNLL.",
-        )
+        raise _no_place("tags" if isinstance(row, TaggedText) else "turns")
+    if isinstance(row, Preference) and (row.before or row.input is not None):
+        raise _no_place("turns" if row.before else "a task's input")
     return as_record(row)
+
+
+def _no_place(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"A CSV has no place for {name}.", hint="Write JSONL, Parquet or, for tags, CoNLL."
+    )
 
 
 def _write_text(path: Path, lines: Iterable[str]) -> None:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from pydantic import BaseModel
-from torch.utils.checkpoint import checkpoint
 
 from gptflow.adapter import HeadSpec
 from gptflow.engine.tokenizer import Vocabulary
@@ -33,13 +31,11 @@ from gptflow.training.evaluation.summary import Report
 from gptflow.training.example import Example, Text
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.objective import Objective
+from gptflow.training.objectives.token_losses import token_losses
 from gptflow.training.recording import TaskRecorder
 from gptflow.training.settings import TrainingSettings
 
 NAME = "answer"
-
-_ROWS = 256
-"""Of logits at a time: as wide as the vocabulary, they would not fit into memory together."""
 
 _LISTS = ("messages", "turns")
 _WORDS = ("content", "text")
@@ -115,7 +111,8 @@ class DialogueObjective(Objective[Dialogue]):
         for (number, place), request in zip(asked, requests, strict=True):
             assert isinstance(request.prompt, RenderedPrompt)
             prompt = self.vocabulary.encode(request.prompt)
-            answer = (*self._answer(request.prompt, rows[number].turns[place].text), self._end)
+            said = rows[number].turns[place].text
+            answer = (*answer_ids(self.vocabulary, request.prompt, said), self._end)
             learnt = set(range(len(prompt) - 1, len(prompt) + len(answer) - 1))
             if made and made[-1].row == number:
                 before = made[-1].texts[0].ids
@@ -133,16 +130,7 @@ class DialogueObjective(Objective[Dialogue]):
         hidden: torch.Tensor,
     ) -> torch.Tensor:
         states, gold = _read(examples, hidden)
-        total = hidden.new_zeros(())
-        for part, wanted in zip(states.split(_ROWS), gold.split(_ROWS), strict=True):
-            # Logits are computed again on the way back, so that only one part's are ever held.
-            loss = partial(_cross_entropy, backbone)
-            total = total + (
-                checkpoint(loss, part, wanted, use_reentrant=False)
-                if torch.is_grad_enabled()
-                else loss(part, wanted)
-            )
-        return total
+        return token_losses(backbone, states, gold).sum()
 
     def outputs(
         self,
@@ -197,12 +185,13 @@ class DialogueObjective(Objective[Dialogue]):
         head = Embed(pooling="last", normalize=False, adapter=self.recorder.adapter)
         return Request(prompt=example.texts[0].ids, head=head)
 
-    def _answer(self, prompt: RenderedPrompt, text: str) -> tuple[int, ...]:
-        """The tokens that the engine would have to decode for this text."""
-        if prompt.is_chat and self.vocabulary.chat.end is not None:
-            return tuple(self.vocabulary.encode_text(text))
-        end = "".join(segment.text for segment in self.vocabulary.segments(prompt)[-2:])
-        return self.vocabulary.encode_continuation(text, after=end)
+
+def answer_ids(vocabulary: Vocabulary, prompt: RenderedPrompt, text: str) -> tuple[int, ...]:
+    """The tokens that the engine would have to decode for this answer to a prompt."""
+    if prompt.is_chat and vocabulary.chat.end is not None:
+        return tuple(vocabulary.encode_text(text))
+    end = "".join(segment.text for segment in vocabulary.segments(prompt)[-2:])
+    return vocabulary.encode_continuation(text, after=end)
 
 
 def conversation(task: AnyTask, turns: Sequence[Turn]) -> dict[str, Any]:
@@ -233,7 +222,3 @@ def _read(examples: Sequence[Example], hidden: torch.Tensor) -> tuple[torch.Tens
     states = [hidden[i, list(example.target)] for i, example in enumerate(examples)]
     gold = [example.texts[0].ids[place + 1] for example in examples for place in example.target]
     return torch.cat(states), torch.tensor(gold, device=hidden.device)
-
-
-def _cross_entropy(backbone: Backbone, states: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(backbone.logits(states), gold, reduction="sum")

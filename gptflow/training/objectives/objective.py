@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,24 +25,64 @@ from gptflow.training.recording import TaskRecorder
 RowT = TypeVar("RowT", bound=Row)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A sitting of a run before its first step; the weights are those that the run began with.
+
+    Attributes:
+        folder: of the run.
+        predict: the objective's outputs for examples, in their order.
+        rows: those that the run's figures are of in the end: test, or dev where there is none.
+        measured: their examples.
+        note: tells whoever watches.
+        progress: tells them of a stage how much is done, of how much.
+    """
+
+    folder: Path
+    backbone: Backbone
+    predict: Callable[[Sequence[Example]], list[Any]]
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    rows: Sequence[Any]
+    measured: Sequence[Example]
+    note: Callable[[str], None]
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+
 class Objective(abc.ABC, Generic[RowT]):
     """One kind of head on one kind of rows.
 
     Args:
-        recorder: of the task that is trained.
+        recorder: of the task that is trained; None where there is no task.
 
     Attributes:
         heads: by name, the rows of each head's weight; none for `Generate`.
         primary: the figure of the development split that decides which weights are the best;
             more is better.
+        staged: whether rows are kept for a run that goes on from this one, and measured then.
+        warnings: what else to know about what was trained, in words, once `finish` was called.
     """
 
     heads: Mapping[str, int]
     primary: str
+    staged: bool = True
+    warnings: tuple[str, ...] = ()
 
-    def __init__(self, recorder: TaskRecorder, vocabulary: Vocabulary) -> None:
-        self.recorder = recorder
+    def __init__(self, recorder: TaskRecorder | None, vocabulary: Vocabulary) -> None:
+        self._recorder = recorder
         self.vocabulary = vocabulary
+
+    @property
+    def recorder(self) -> TaskRecorder:
+        """Of the task that is trained."""
+        assert self._recorder is not None
+        return self._recorder
+
+    @property
+    def prompt(self) -> str | None:
+        """SHA-256 of the prompt that is trained with."""
+        prompt = None if self._recorder is None else self._recorder.task.prompt
+        return None if prompt is None else prompt.sha256
 
     @abc.abstractmethod
     def prepare(self, train: Sequence[RowT]) -> None:
@@ -62,6 +104,16 @@ class Objective(abc.ABC, Generic[RowT]):
     @abc.abstractmethod
     def examples(self, rows: Sequence[RowT]) -> list[Example]:
         """What is learnt from rows, or asked of them, in their order."""
+
+    def begin(self, start: Start) -> None:
+        """Take from the model what has to be known before it is trained.
+
+        It is called in every sitting, and keeps in the run's folder what is slow to compute.
+        """
+
+    def finish(self, backbone: Backbone, figures: Mapping[str, float]) -> Mapping[str, float]:
+        """More figures of the trained model, beside these of its answers to rows."""
+        return {}
 
     @abc.abstractmethod
     def loss(

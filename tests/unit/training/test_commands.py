@@ -319,3 +319,60 @@ def test_what_is_wrong_with_a_search_is_told(
     found, _, err = gptflow("tune", *given)
     assert found == code, err
     assert told in err
+
+
+def test_raw_text_gives_an_adapter_or_a_model(
+    gptflow: Invoke, tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n\n".join(
+        f"the {topic} is {mood}.\nplease help me."
+        for topic in tiny.TOPICS
+        for mood in ("good", "bad")
+    )
+    (tmp_path / "plain.txt").write_text(text)
+    args = ("pretrain", "--data", "plain.txt", "--window", "32", "--batch", "4", "--rank", "4")
+    code, out, err = gptflow(*args, "--learning-rate", "3e-3", "--adapter", "moods")
+    assert code == 0, err
+    assert "perplexity_fall: 0." in out
+    assert "gptflow adapters promote moods@" in out
+    assert gptflow("adapters", "promote", "moods")[0] == 0
+
+    from gptflow.training.trainer import Trainer
+
+    update = Trainer._update
+    stop = iter([True])
+
+    def stop_once(self: Any, step: int, batch: Any) -> float:
+        if next(stop, False):
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, step, batch)
+
+    monkeypatch.setattr(Trainer, "_update", stop_once)
+    shape = {
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+    }  # fmt: skip
+    (tmp_path / "small.json").write_text(json.dumps(shape))
+    code, out, err = gptflow(*args, "--config", "small.json", "--learning-rate", "1e-2")
+    assert code == 130
+    code, out, err = gptflow("pretrain", "--resume", "last", "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["settings"]["method"] == "full"
+    assert record["task"] == ""
+    assert record["metrics"]["perplexity_fall"]["value"] > 0
+    monkeypatch.setenv("GPTFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    assert gptflow("models", "pull", record["trained_model"])[0] == 0
+    assert record["id"] in gptflow("models", "list")[1]
+    assert record["id"] in gptflow("runs", "list")[1]
+    assert record["id"] in gptflow("runs", "show", record["id"])[1]
+    for wrong, code in (
+        (("--kind", "labels"), 2),
+        (("--resume", "last"), 2),
+        (("--config", "none.json"), 10),
+        (("--config", "small.json", "--method", "lora"), 13),
+    ):
+        assert gptflow(*args, *wrong)[0] == code

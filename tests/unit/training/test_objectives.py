@@ -235,7 +235,7 @@ class TestDialogues:
     def test_the_loss_in_parts_is_the_loss(
         self, tiny: SimpleNamespace, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from gptflow.training.objectives import dialogues
+        from gptflow.training.objectives import token_losses
 
         learnt = objective(tiny.Reply(), vocabulary, self.ROW)
         examples = learnt.examples([self.ROW])
@@ -243,7 +243,7 @@ class TestDialogues:
         heads = TrainedHeads({}, backbone.width)
         found = []
         for rows in (3, 1000):
-            monkeypatch.setattr(dialogues, "_ROWS", rows)
+            monkeypatch.setattr(token_losses, "_ROWS", rows)
             hidden = backbone.hidden([examples[0].texts[0].ids])
             loss = learnt.loss(backbone, heads, examples, hidden)
             loss.backward()
@@ -265,5 +265,5 @@ class TestDialogues:
 
 
 def test_other_rows_train_no_head(tiny: SimpleNamespace, vocabulary: Vocabulary) -> None:
-    with pytest.raises(NotTrainable, match="PlainText"):
+    with pytest.raises(NotTrainable, match="Raw text"):
         objective(tiny.Topic(), vocabulary, PlainText(origin=AT, text="x"))
