@@ -31,6 +31,7 @@ COMMANDS = {
     "data": ("data:data", "Check, describe, split and convert data to train on."),
     "models": ("models:models", "Get models and list them."),
     "train": ("train:train", "Train an adapter for a task."),
+    "eval": ("evaluate:evaluate", "Measure a task on rows, beside simple models."),
     "runs": ("runs:runs", "List trainings, show and compare them."),
     "adapters": ("adapters:adapters", "List adapters, promote one, roll back."),
     "bench": ("bench:bench", "Measure speed."),

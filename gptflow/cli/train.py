@@ -112,7 +112,7 @@ def train(
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
         files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
-        run = _begin(session, task, files, settings, adapter, _gates(gates), model)
+        run = _begin(session, task, files, settings, adapter, read_gates(gates), model)
         note(f"run {run.folder.name}")
         record = _train(session, run)
     if as_json:
@@ -244,7 +244,7 @@ def _files(
     from gptflow.training.training import data_file
 
     files = [
-        (part, path, _own_labels(path, source))
+        (part, path, own_labels(path, source))
         for part, paths in (("train", data), ("dev", dev), ("test", test))
         for path in paths
     ]
@@ -259,7 +259,7 @@ def _files(
     ]
 
 
-def _own_labels(path: Path, source: Source) -> Source:
+def own_labels(path: Path, source: Source) -> Source:
     """A file of a data set that knows some of the heads only: the others are masked there."""
     import dataclasses
 
@@ -272,7 +272,8 @@ def _own_labels(path: Path, source: Source) -> Source:
     return dataclasses.replace(source, labels=own)
 
 
-def _gates(given: Sequence[str]) -> dict[str, float]:
+def read_gates(given: Sequence[str]) -> dict[str, float]:
+    """The values of `--gate FIGURE=VALUE`."""
     gates = {}
     for each in given:
         figure, _, value = each.partition("=")

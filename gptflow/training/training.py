@@ -278,30 +278,39 @@ class _Training:
         self._run.update(version=version.reference)
 
     def _rows(self) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-        """Train, dev and test. Dev is cut from train where no file is given for it."""
-        parts: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
-        for file in self._record.data:
-            path = Path(file.path)
-            if _sha256(path) != file.sha256:
-                raise ResumeRefused(
-                    f"{path} is not what it was when the run {self._record.id} began.",
-                    hint="Begin the training anew.",
-                )
-            kind: Any = file.kind
-            parts[file.split] += read(path, kind, Source(**file.source)).require()
-        train = [_grouped(row) for row in parts["train"]]
-        if parts["dev"]:
-            return train, parts["dev"], parts["test"]
-        method: Any = "grouped" if all(row.group for row in train) else "stratified"
-        cut = split(
-            train,
-            method=method,
-            dev=self._settings.dev,
-            test=0,
-            seed=self._settings.seed,
-            duplicates=find_duplicates(train),
-        )
-        return cut.train, cut.dev, parts["test"]
+        return rows_of(self._record)
+
+
+def rows_of(record: RunRecord) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Train, dev and test of a run. Dev is cut from train where no file is given for it.
+
+    Raises:
+        ResumeRefused: a file is not what it was when the run began.
+        DataError: it cannot be read any more.
+    """
+    parts: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
+    for file in record.data:
+        path = Path(file.path)
+        if _sha256(path) != file.sha256:
+            raise ResumeRefused(
+                f"{path} is not what it was when the run {record.id} began.",
+                hint="Begin the training anew.",
+            )
+        kind: Any = file.kind
+        parts[file.split] += read(path, kind, Source(**file.source)).require()
+    train = [_grouped(row) for row in parts["train"]]
+    if parts["dev"]:
+        return train, parts["dev"], parts["test"]
+    method: Any = "grouped" if all(row.group for row in train) else "stratified"
+    cut = split(
+        train,
+        method=method,
+        dev=record.settings.dev,
+        test=0,
+        seed=record.settings.seed,
+        duplicates=find_duplicates(train),
+    )
+    return cut.train, cut.dev, parts["test"]
 
 
 def _grouped(row: Row) -> Row:
