@@ -97,6 +97,11 @@ class JobContext:
     def warn(self, message: str) -> None:
         self._warnings.append(message)
 
+    def publish(self, text: str) -> None:
+        """Give whoever follows the job a piece of text that no model has written."""
+        if self._job.on_delta is not None:
+            self._job.on_delta(Delta(text))
+
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         return await self._map(dataclasses.replace(self._job, seed=self._seed), task, inputs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ import click
 
 from gptflow.cli.session import Number, Session, json_option, note, print_json, progress
 from gptflow.cli.sources import source_options
+from gptflow.cli.worker import bound_option
 
 if TYPE_CHECKING:
     from gptflow.plugins import AnyTask
     from gptflow.training.data.source import Source
-    from gptflow.training.runs import DataFile, Run, RunRecord
+    from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
 
 _FILE = click.Path(path_type=Path)
 _POSITIVE = Number("number", least=0, above=True)
@@ -76,6 +78,9 @@ def _with_settings(command: Any) -> Any:
 @click.option("--licence", metavar="TEXT", default="unknown", help="Of the data.")
 @click.option("--model", help="To train.  [default: the settings']")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
+@click.option("--queue", is_flag=True, help="Have a worker do it: `gptflow worker --train`.")
+@click.option("--job", hidden=True, type=_FILE, help="Train for a job of the queue.")
+@bound_option
 @_with_settings
 @source_options
 @json_option
@@ -93,35 +98,49 @@ def train(
     licence: str,
     model: str | None,
     resume: str | None,
+    queue: bool,
+    job: Path | None,
     kind: str | None,
     source: Source,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int | None:
     """Train an adapter for TASK and put it into the store, where it can be promoted.
 
     The prompts are those that a worker would make. A run that is killed, or stopped with Ctrl-C,
     goes on with --resume as if nothing had been.
     """
+    if job is not None:
+        from gptflow.cli.training_job import run_job
+
+        return run_job(session, job)
     if resume is not None:
         if task is not None or data:
             raise click.UsageError("--resume takes a run's task, data and settings from the run.")
-        run = _table(session).find(resume)
-        record = _train(session, run)
+        if queue:
+            _enqueue(session, {"run": resume}, as_json)
+            return None
+        run = table(session).find(resume)
+        record = train_here(session, run, watching(run))
     elif task is None or not data:
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
         files = _files(data, dev_files, test_files, kind, source, data_name or "", licence)
-        run = _begin(session, task, files, settings, adapter, read_gates(gates), model)
+        if queue:
+            order = order_of(session, task, files, settings, adapter, read_gates(gates), model)
+            _enqueue(session, order, as_json)
+            return None
+        run = begin_here(session, task, files, settings, adapter, read_gates(gates), model)
         note(f"run {run.folder.name}")
-        record = _train(session, run)
+        record = train_here(session, run, watching(run))
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
         _tell(record)
+    return None
 
 
-def _begin(
+def begin_here(
     session: Session,
     task: str,
     files: Sequence[DataFile],
@@ -129,7 +148,10 @@ def _begin(
     adapter: str | None,
     gates: Mapping[str, float],
     model: str | None,
+    *,
+    job: str | None = None,
 ) -> Run:
+    """A new run in this machine's table."""
     from gptflow.models import ModelStore
     from gptflow.training.settings import TrainingSettings
     from gptflow.training.training import begin
@@ -138,17 +160,53 @@ def _begin(
     known = session.registry(settings, warn=True).task(task)
     store = ModelStore(settings.cache_dir, offline=settings.offline)
     return begin(
-        _table(session),
+        table(session),
         known,
         store.find(settings.model),
         files,
         TrainingSettings.of(**given),
         adapter=adapter,
         gates=gates,
+        job=job,
     )
 
 
-def _train(session: Session, run: Run) -> RunRecord:
+def order_of(
+    session: Session,
+    task: str,
+    files: Sequence[DataFile],
+    given: Mapping[str, Any],
+    adapter: str | None,
+    gates: Mapping[str, float],
+    model: str | None,
+) -> dict[str, Any]:
+    """A training as it travels."""
+    from gptflow.training.settings import TrainingSettings
+
+    settings = session.settings(model=model)
+    return {
+        "task": session.registry(settings, warn=True).task(task).name,
+        "adapter": adapter,
+        "model": settings.model,
+        "data": [file.model_dump(mode="json") for file in files],
+        "settings": TrainingSettings.of(**given).model_dump(mode="json"),
+        "gates": dict(gates),
+    }
+
+
+def _enqueue(session: Session, order: Mapping[str, Any], as_json: bool) -> None:
+    from gptflow.cli.training_job import enqueue
+
+    job_id = enqueue(session, order)
+    if as_json:
+        print_json({"job": job_id})
+    else:
+        click.echo(job_id)
+        note(f"`gptflow jobs watch {job_id}` follows it; `gptflow worker --train` does it.")
+
+
+def train_here(session: Session, run: Run, watching: AbstractContextManager[Any]) -> RunRecord:
+    """Train a run in this process."""
     from gptflow.models import ModelStore
     from gptflow.models.adapter_store import AdapterStore
     from gptflow.training.training import train as train_run
@@ -160,7 +218,7 @@ def _train(session: Session, run: Run) -> RunRecord:
         import torch
 
         torch.set_num_threads(settings.threads)
-    with _watching(run) as watch:
+    with watching as watch:
         return train_run(
             run,
             known,
@@ -183,19 +241,12 @@ def _ready(session: Session, task: str) -> AnyTask:
 
 
 @contextlib.contextmanager
-def _watching(run: Run) -> Iterator[Any]:
+def watching(run: Run) -> Iterator[Any]:
     """Show how it goes; the first Ctrl-C or TERM stops the run after the step that it is in."""
     from gptflow.training.training import Watch
 
-    stopped: list[int] = []
-
-    def stop(number: int, _frame: Any) -> None:
-        stopped.append(number)
-        signal.signal(number, before[number])  # a second one ends the process at once
-
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in numbers}
     with contextlib.ExitStack() as stack:
+        check = stack.enter_context(stoppable(run))
         bars: dict[str, Callable[[int], None]] = {}
 
         def show(title: str, done: int, total: int, unit: str) -> None:
@@ -217,18 +268,32 @@ def _watching(run: Run) -> Iterator[Any]:
             show("lower layers", done, total, "tokens")
             check()
 
-        def check() -> None:
-            if stopped:
-                note(f"Stopped. `gptflow train --resume {run.folder.name}` goes on.")
-                raise KeyboardInterrupt
+        yield Watch(update=update, note=note, lower=lower)
 
-        try:
-            yield Watch(update=update, note=note, lower=lower)
-        except KeyboardInterrupt:
-            raise click.Abort from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+@contextlib.contextmanager
+def stoppable(run: Run) -> Iterator[Callable[[], None]]:
+    """A function to call after each step, which raises where the process is to stop."""
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        stopped.append(number)
+        signal.signal(number, before[number])  # a second one ends the process at once
+
+    def check() -> None:
+        if stopped:
+            note(f"Stopped. `gptflow train --resume {run.folder.name}` goes on.")
+            raise KeyboardInterrupt
+
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield check
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _files(
@@ -284,7 +349,8 @@ def read_gates(given: Sequence[str]) -> dict[str, float]:
     return gates
 
 
-def _table(session: Session) -> Any:
+def table(session: Session) -> RunTable:
+    """The trainings on this machine."""
     from gptflow.training.runs import RunTable
 
     return RunTable(session.settings().data_dir / "runs")

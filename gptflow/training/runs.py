@@ -65,6 +65,7 @@ class RunRecord(_Strict):
         trained_model: the folder of the model that came of it, where all weights were trained.
         metrics: of that adapter.
         error: why the run failed.
+        job: the id of the job that it is trained for, where it came from a queue.
     """
 
     v: Literal[1] = 1
@@ -89,6 +90,7 @@ class RunRecord(_Strict):
     tokens: int = 0
     seconds: Annotated[float, Field(ge=0)] = 0.0
     error: str | None = None
+    job: str | None = None
 
 
 class Run:

@@ -83,6 +83,7 @@ def begin(
     *,
     adapter: str | None = None,
     gates: Mapping[str, float] | None = None,
+    job: str | None = None,
 ) -> Run:
     """Put a new run into the table; `train` then trains it.
 
@@ -99,6 +100,7 @@ def begin(
         gates=gates or {},
         data=tuple(data),
         code=f"gptflow {metadata.version('gptflow')}",
+        job=job,
     )
 
 
