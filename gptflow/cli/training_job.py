@@ -48,10 +48,15 @@ def follow(client: Client, job_id: str, timeout: float | None, as_json: bool) ->
     """Print what a training tells until it ends; its exit code."""
     from gptflow.training.order import describe
 
+    run = ""
+
     def tell(line: str) -> None:
+        nonlocal run
+        event = json.loads(line)
+        run = event.get("run", run)
         if as_json:
             click.echo(line)
-        elif told := describe(json.loads(line)):
+        elif told := describe(event):
             click.echo(told)
 
     waiting = client.transport.job(job_id)
@@ -79,6 +84,8 @@ def follow(client: Client, job_id: str, timeout: float | None, as_json: bool) ->
             note(f"error [{result.error.code}]: {result.error.message}")
             if result.error.hint:
                 note(f"  {result.error.hint}")
+            if run and record.state == "cancelled":
+                note(f"`gptflow train --resume {run} --queue` goes on with the run.")
     return exit_code(result)
 
 
