@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -78,6 +79,9 @@ def _with_settings(command: Any) -> Any:
 @click.option("--licence", metavar="TEXT", default="unknown", help="Of the data.")
 @click.option("--model", help="To train.  [default: the settings']")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, or `last`.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="That share each batch, one per GPU.  [default: 1]"
+)
 @click.option("--queue", is_flag=True, help="Have a worker do it: `gptflow worker --train`.")
 @click.option("--job", hidden=True, type=_FILE, help="Train for a job of the queue.")
 @bound_option
@@ -98,6 +102,7 @@ def train(
     licence: str,
     model: str | None,
     resume: str | None,
+    processes: int | None,
     queue: bool,
     job: Path | None,
     kind: str | None,
@@ -121,7 +126,6 @@ def train(
             _enqueue(session, {"run": resume}, as_json)
             return None
         run = table(session).find(resume)
-        record = train_here(session, run, watching(run))
     elif task is None or not data:
         raise click.UsageError("Say what to train, and on what: `gptflow train TASK --data FILE`.")
     else:
@@ -130,9 +134,16 @@ def train(
             order = order_of(session, task, files, settings, adapter, read_gates(gates), model)
             _enqueue(session, order, as_json)
             return None
-        run = begin_here(session, task, files, settings, adapter, read_gates(gates), model)
-        note(f"run {run.folder.name}")
-        record = train_here(session, run, watching(run))
+        run = _begin_together(
+            session,
+            lambda: begin_here(session, task, files, settings, adapter, read_gates(gates), model),
+            settings["device"],
+        )
+    if processes is not None and processes > 1:
+        return _launch(session, run, processes, as_json)
+    record = train_here(session, run, watching(run))
+    if not first_process():
+        return None
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
@@ -169,6 +180,45 @@ def begin_here(
         gates=gates,
         job=job,
     )
+
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that tells how it goes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _begin_together(session: Session, begin: Callable[[], Run], device: str | None) -> Run:
+    """A new run, begun by the first of the processes that this one was launched with."""
+    from gptflow.training.processes import Processes
+
+    together = Processes.launched(device or "auto")
+    name = None
+    if together.first:
+        name = begin().folder.name
+        note(f"run {name}")
+    return table(session).find(together.tell(name))
+
+
+def _launch(session: Session, run: Run, processes: int, as_json: bool) -> int:
+    """Train a run in several processes, which all go on with it."""
+    import subprocess
+
+    import torch
+
+    from gptflow.training.processes import launch_command
+
+    run_it = ["train", "--resume", run.folder.name, *["--json"] * as_json]
+    # On a CPU they would else use all of its cores each.
+    threads = max(1, torch.get_num_threads() // processes)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    command = launch_command(processes, ["--module", "gptflow", *session.options, *run_it])
+    with subprocess.Popen(command, env=environment) as launched:
+        while launched.poll() is None:
+            with contextlib.suppress(KeyboardInterrupt):  # they stop after their step
+                launched.wait()
+    if run.state == "interrupted":
+        raise click.Abort
+    return launched.returncode
 
 
 def order_of(
@@ -268,7 +318,10 @@ def watching(run: Run) -> Iterator[Any]:
             show("lower layers", done, total, "tokens")
             check()
 
-        yield Watch(update=update, note=note, lower=lower)
+        if first_process():
+            yield Watch(update=update, note=note, lower=lower)
+        else:
+            yield Watch(update=lambda made: check(), lower=lambda done, total: check())
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from gptflow.training.evaluation.summary import Report
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.choice import choose_objective
 from gptflow.training.objectives.objective import Objective
+from gptflow.training.processes import Processes
 from gptflow.training.recording import TaskRecorder, choose_adapter
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
 from gptflow.training.settings import TrainingSettings
@@ -132,8 +133,10 @@ def train(
         LossNotFinite: the loss is not a number any more.
         ReloadDiffers, AdapterNotSaved: see `artefact.save`.
     """
-    with run.locked():
+    processes = Processes.launched(run.record.settings.device)
+    with run.locked() if processes.first else contextlib.nullcontext():
         record = run.record
+        processes.wait()  # all have seen what it was
         if record.state == "done":
             raise ResumeRefused(
                 f"The run {record.id} is done.", hint=f"`gptflow adapters show {record.version}`."
@@ -143,13 +146,19 @@ def train(
                 f"The run {record.id} began with other weights of {record.model}.",
                 hint="Begin the training anew.",
             )
-        run.update(state="running", error=None)
+        if processes.first:
+            run.update(state="running", error=None)
         try:
-            return _Training(run, task, model, store, context, watch or Watch()).run()
+            made = _Training(run, task, model, store, context, watch or Watch(), processes).run()
+            processes.wait()
+            return made
         except GPTFlowError as error:
-            with contextlib.suppress(GPTFlowError):
-                run.update(state="failed", error=f"[{error.code}] {error}")
+            if processes.first:
+                with contextlib.suppress(GPTFlowError):
+                    run.update(state="failed", error=f"[{error.code}] {error}")
             raise
+        finally:
+            processes.part()
 
 
 class _Training:
@@ -163,8 +172,10 @@ class _Training:
         store: AdapterStore,
         context: int,
         watch: Watch,
+        processes: Processes,
     ) -> None:
         self._run = run
+        self._processes = processes
         self._record = run.record
         self._settings = self._record.settings
         self._model = model
@@ -189,6 +200,8 @@ class _Training:
         lower = None
         if backbone.first:
             watch.note(f"computing the lower {backbone.first} layers once")
+            if not self._processes.first:
+                self._processes.wait()
             lower = Activations(
                 backbone,
                 [text for e in (*examples, *dev_examples, *test_examples) for text in e.texts],
@@ -196,6 +209,8 @@ class _Training:
                 key=self._record.model_sha256,
                 progress=watch.lower,
             )
+            if self._processes.first:
+                self._processes.wait()  # the others read what this one has written
         trainer = Trainer(
             backbone,
             heads,
@@ -207,8 +222,11 @@ class _Training:
             dev_examples=dev_examples,
             lower=lower,
             report=watch.update,
+            processes=self._processes,
         )
         progress = trainer.run()
+        if not self._processes.first:
+            return self._record  # the first one measures and saves
         if settings.method == "lora":
             round_to(backbone.parameters, getattr(torch, settings.storage))
         watch.note("measuring")
