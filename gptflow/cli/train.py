@@ -212,10 +212,17 @@ def _launch(session: Session, run: Run, processes: int, as_json: bool) -> int:
     threads = max(1, torch.get_num_threads() // processes)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     command = launch_command(processes, ["--module", "gptflow", *session.options, *run_it])
-    with subprocess.Popen(command, env=environment) as launched:
-        while launched.poll() is None:
-            with contextlib.suppress(KeyboardInterrupt):  # they stop after their step
-                launched.wait()
+    # In a session of their own: each gets one signal, and stops after its step.
+    with subprocess.Popen(command, env=environment, start_new_session=True) as launched:
+        before = {
+            number: signal.signal(number, lambda *_: launched.send_signal(signal.SIGTERM))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            launched.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     if run.state == "interrupted":
         raise click.Abort
     return launched.returncode
