@@ -11,6 +11,8 @@ from gptflow.errors import ConfigError
 from gptflow.heads import Pooling
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]
+"""A greater one is no number in single precision once Adam has scaled it."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -56,8 +58,8 @@ class TrainingSettings(BaseModel):
     dropout: Share = 0.05
     layers: Literal["all", "upper"] = "all"
     pooling: Pooling = "last"
-    learning_rate: Positive = 3e-4
-    head_learning_rate: Positive = 1e-3
+    learning_rate: Rate = 3e-4
+    head_learning_rate: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     epochs: Positive = 3.0
     batch: Annotated[int, Field(ge=1)] = 32

@@ -15,7 +15,7 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-from gptflow.errors import LossNotFinite
+from gptflow.errors import LossNotFinite, TrainingError
 from gptflow.training import checkpoint
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone
@@ -278,8 +278,14 @@ class Trainer(Generic[RowT]):
             return
         line = json.dumps(dataclasses.asdict(update) | {"time": time.time()}) + "\n"
         # Appended in one piece: a kill leaves whole lines.
-        handle = os.open(self._folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+            handle = os.open(self._folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, line.encode())
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise TrainingError(
+                f"{self._folder / LOG} cannot be written: {error.strerror}.",
+                hint=f"Make room, then `gptflow train --resume {self._folder.name}`.",
+            ) from None

@@ -14,7 +14,7 @@ import torch
 
 from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import GPTFlowError, ResumeRefused, UnreadableFile
+from gptflow.errors import GPTFlowError, ResumeRefused, TrainingError, UnreadableFile
 from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
@@ -23,7 +23,8 @@ from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.data.duplicates import find_duplicates
 from gptflow.training.data.reading import read
-from gptflow.training.data.rows import Row, ScoredPair
+from gptflow.training.data.requirements import require_seen
+from gptflow.training.data.rows import LabelledText, Row, ScoredPair
 from gptflow.training.data.source import Kind, Source
 from gptflow.training.data.splits import split
 from gptflow.training.evaluation.summary import Report
@@ -192,6 +193,8 @@ class _Training:
         train, dev, test = self._rows()
         objective = choose_objective(self._recorder, self._vocabulary, train[0], settings)
         objective.prepare(train)
+        for head in {h for row in test if isinstance(row, LabelledText) for h in row.labels}:
+            require_seen(train, test, head)
         watch.note(f"{len(train)} rows to train on, {len(dev)} to choose by, {len(test)} to test")
         examples, dev_examples = objective.examples(train), objective.examples(dev)
         test_examples = objective.examples(test) if test else []
@@ -246,8 +249,14 @@ class _Training:
             tokens=progress.tokens,
             seconds=progress.seconds,
         )
-        for name, report in reports.items():
-            report.write(self._run.folder / f"report-{name}")
+        try:
+            for name, report in reports.items():
+                report.write(self._run.folder / f"report-{name}")
+        except OSError as error:
+            raise TrainingError(
+                f"The reports in {self._run.folder} cannot be written: {error.strerror}.",
+                hint=f"Make room, then `gptflow train --resume {self._run.folder.name}`.",
+            ) from None
         watch.note("saving, and asking the engine the same")
         self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
         for left in (checkpoint.FILE, "lower.f32", "lower.json"):
