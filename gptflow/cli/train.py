@@ -56,6 +56,11 @@ _SETTINGS = (
     click.option("--dev-share", "dev", type=_POSITIVE, help="Of the rows.  [default: 0.1]"),
     click.option("--class-weights", is_flag=True, default=None, help="Rare labels weigh more."),
     click.option("--pairwise/--pointwise", default=None, help="Of scores.  [default: pairwise]"),
+    click.option(
+        "--serve-floor/--no-serve-floor",
+        default=None,
+        help="Where a simple model is as good, it answers.  [default: it does]",
+    ),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="[default: auto]"),

@@ -36,6 +36,7 @@ from gptflow.training.example import Example
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.objective import Objective
 from gptflow.training.runs import RunRecord
+from gptflow.training.served_floors import ServedFloor
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -61,6 +62,7 @@ def save(
     examples: Sequence[Example],
     outputs: Sequence[Any],
     base: BaseModelRef | None = None,
+    floors: Mapping[str, ServedFloor] | None = None,
 ) -> AdapterVersion:
     """Write an adapter into the store. The backbone is spent afterwards.
 
@@ -68,6 +70,7 @@ def save(
         details: more for `metrics.json`: reports, history.
         examples: of the development split; `outputs` are what the trainer made of them.
         base: the model that it goes with, where that is not the one that the run began with.
+        floors: the simple models that answer in place of heads.
 
     Raises:
         ReloadDiffers: the engine answers otherwise than the trainer did; nothing is kept.
@@ -80,7 +83,11 @@ def save(
             _write_weights(folder, backbone, heads)
         except SafetensorError as error:  # how it reports a full disk
             raise AdapterNotSaved(f"{folder} cannot be written: {error}.") from None
-        manifest = _manifest(record, objective, base, specs, metrics)
+        for name, floor in (floors or {}).items():
+            floor.write(folder, name)
+        manifest = _manifest(record, objective, base, specs, metrics).model_copy(
+            update={"floors": {name: floor.spec for name, floor in (floors or {}).items()}}
+        )
         contents = {"metrics": {n: m.model_dump() for n, m in metrics.items()}, **details}
         (folder / METRICS).write_text(
             json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -311,12 +311,14 @@ def _probs(raw: Raw, head: str, labels: Sequence[str]) -> Floats:
 
 
 def _temperatures(manifest: Manifest | None, heads: Iterable[str]) -> dict[str, float]:
-    specs = {
-        name: spec
-        for name, spec in (manifest.heads if manifest else {}).items()
+    if manifest is None:
+        return {}
+    fitted = {
+        name: manifest.floors[name].temperature if name in manifest.floors else spec.temperature
+        for name, spec in manifest.heads.items()
         if isinstance(spec, ClassifyHead)
     }
-    if len(specs) == 1:  # it may have any name
-        [only] = specs.values()
-        return dict.fromkeys(heads, only.temperature)
-    return {name: spec.temperature for name, spec in specs.items()}
+    if len(fitted) == 1:  # it may have any name
+        [only] = fitted.values()
+        return dict.fromkeys(heads, only)
+    return fitted

@@ -45,6 +45,7 @@ class TrainingSettings(BaseModel):
         class_weights: weigh a label by the root of how rare it is.
         pairwise: of scores, learn which of two candidates of a query is the better one; otherwise
             learn each score by itself.
+        serve_floor: where a simple model is as good as a head, have it answer in the head's place.
         storage: what LoRA's matrices are rounded to, before they are evaluated and saved.
         checkpoint_minutes: between two checkpoints.
         device: `auto` takes CUDA where there is a device.
@@ -72,6 +73,7 @@ class TrainingSettings(BaseModel):
     dev: Annotated[float, Field(gt=0, lt=1)] = 0.1
     class_weights: bool = False
     pairwise: bool = True
+    serve_floor: bool = True
     storage: Literal["float16", "float32"] = "float16"
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

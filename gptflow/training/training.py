@@ -34,6 +34,7 @@ from gptflow.training.objectives.objective import Objective
 from gptflow.training.processes import Processes
 from gptflow.training.recording import TaskRecorder, choose_adapter
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
+from gptflow.training.served_floors import ServedFloor, floors_to_serve
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.trainer import Trainer, Update
 
@@ -240,6 +241,13 @@ class _Training:
         rows, made = (test, test_examples) if test else (dev, dev_examples)
         reports = objective.reports(train, rows, made, test_outputs, specs)
         metrics = _metrics(objective, reports, objective.figures(rows, made, test_outputs))
+        floors: dict[str, ServedFloor] = {}
+        if settings.serve_floor and settings.method != "full":
+            floors = floors_to_serve(self._recorder.task, reports, specs, train, dev, rows)
+        for name, floor in floors.items():
+            watch.note(f"{name}: {floor.spec.kind} is as good, and answers in the adapter's place")
+            ece = floor.report.value("ece")
+            metrics["ece" if len(reports) == 1 else f"{name}.ece"] = Metric(value=ece, floor=ece)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
         self._record = self._run.update(
             metrics=metrics,
@@ -258,7 +266,7 @@ class _Training:
                 hint=f"Make room, then `gptflow train --resume {self._run.folder.name}`.",
             ) from None
         watch.note("saving, and asking the engine the same")
-        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs)
+        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs, floors)
         for left in (checkpoint.FILE, "lower.f32", "lower.json"):
             (self._run.folder / left).unlink(missing_ok=True)
         self._record = self._run.update(state="done")
@@ -274,6 +282,7 @@ class _Training:
         reports: Mapping[str, Report],
         trainer: Trainer[Any],
         outputs: Sequence[Any],
+        floors: Mapping[str, ServedFloor],
     ) -> None:
         base = None
         if self._settings.method == "full":
@@ -303,6 +312,7 @@ class _Training:
             examples=trainer.dev_examples,
             outputs=outputs,
             base=base,
+            floors=floors,
         )
         self._run.update(version=version.reference)
 

@@ -15,7 +15,7 @@ Invoke = Callable[..., Outcome]
 
 QUICK = (
     "--rank", "4", "--batch", "16", "--epochs", "1", "--learning-rate", "3e-3",
-    "--head-learning-rate", "1e-2",
+    "--head-learning-rate", "1e-2", "--no-serve-floor",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ Invoke = Callable[..., tuple[int, str, str]]
 
 QUICK = (
     "--rank", "4", "--batch", "16", "--epochs", "6", "--learning-rate", "3e-3",
-    "--head-learning-rate", "1e-2",
+    "--head-learning-rate", "1e-2", "--no-serve-floor",
 )  # fmt: skip
 
 
