@@ -35,9 +35,10 @@ from gptflow.training.parent import Parent
 from gptflow.training.parts import data_file
 from gptflow.training.runs import Run, RunTable
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch
 from gptflow.training.stages import Stages
 from gptflow.training.trainer import Update
-from gptflow.training.training import Watch, begin, train
+from gptflow.training.training import begin, train
 
 ALIAS = "intent"
 PARTS = {"train": "train", "val": "dev", "test": "test"}

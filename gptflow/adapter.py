@@ -6,6 +6,7 @@ An adapter is a folder of plain files:
     adapter_config.json         LoRA, in PEFT's format; with
     adapter_model.safetensors     its matrices; both or neither
     head.safetensors            per head `NAME.weight [rows, width]`, maybe `NAME.bias [rows]`
+    floor-NAME.json, floor-NAME.safetensors     a simple model that answers in a head's place
     metrics.json, README.md     how good it is, and its model card: for people
 
 A head is a linear map of the model's final hidden states, those that its `lm_head` is given.
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gptflow.adapter_info import LORA_CONFIG, LORA_WEIGHTS, MANIFEST
+from gptflow.adapter_info import LORA_CONFIG, LORA_WEIGHTS, MANIFEST, floor_files
 from gptflow.errors import AdapterCorrupt, AdapterMismatch
 from gptflow.heads import Pooling
 
@@ -140,6 +141,18 @@ class Metric(_Strict):
     floor: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
+class Floor(_Strict):
+    """A simple model that is as good as a head, and answers in its place.
+
+    Attributes:
+        field: of the task's input, whose text it reads.
+    """
+
+    kind: Literal["naive_bayes", "tfidf_logistic"]
+    field: str
+    temperature: Temperature = 1.0
+
+
 class Manifest(_Strict):
     """What an adapter is for, what it was made of and how good it is.
 
@@ -147,6 +160,7 @@ class Manifest(_Strict):
         v: version of this format.
         task: the task it was trained for; empty where it is for any that generates text.
         heads: its heads by name. A name is what `MultiHead` calls it, or any other.
+        floors: by head, the simple models that answer in place of heads that lose to them.
         pooling: what `classify` and `score` heads are given: the last token's hidden state or
             the mean over all.
         lora_rank: the rank of its LoRA matrices; None if it has none.
@@ -162,6 +176,7 @@ class Manifest(_Strict):
     version: str = ""
     base: BaseModelRef
     heads: Mapping[str, HeadSpec] = {}
+    floors: Mapping[str, Floor] = {}
     pooling: Pooling = "last"
     lora_rank: Annotated[int, Field(ge=1)] | None = None
     data: tuple[Data, ...] = ()
@@ -194,6 +209,11 @@ class Manifest(_Strict):
         lora = {LORA_CONFIG, LORA_WEIGHTS} & set(self.files)
         if len(lora) == 1:
             raise ValueError(f"{LORA_CONFIG} and {LORA_WEIGHTS} belong together")
+        for name in self.floors:
+            if getattr(self.heads.get(name), "kind", "") != "classify":
+                raise ValueError(f"the floor {name!r} has no classify head to stand in for")
+            if not set(floor_files(name)) <= set(self.files):
+                raise ValueError(f"{floor_files(name)[0]} of the floor {name!r} is not listed")
         if not lora and not self.heads:
             raise ValueError("an adapter has LoRA weights, heads, or both")
         return self
@@ -221,7 +241,8 @@ class Manifest(_Strict):
     def missed(self) -> tuple[str, ...]:
         """Why it should not be promoted, in words: gates that it misses, a floor that it loses to.
 
-        A gate on a figure that was not measured is missed.
+        A gate on a figure that was not measured is missed. Where a simple model answers in a
+        head's place, its figures count, and that it is better is nothing to be said.
         """
         words = []
         for name, gate in self.gates.items():
@@ -229,17 +250,35 @@ class Manifest(_Strict):
             metric = self.metrics.get(name)
             if metric is None:
                 words.append(f"{name} was not measured")
-            elif not (metric.value <= gate if at_most else metric.value >= gate):
-                words.append(
-                    f"{name} is {metric.value:.3f}, not {'≤' if at_most else '≥'} {gate:g}"
-                )
+                continue
+            served = metric.value
+            if metric.floor is not None and self._is_floors(name):
+                served = metric.floor
+            if not (served <= gate if at_most else served >= gate):
+                words.append(f"{name} is {served:.3f}, not {'≤' if at_most else '≥'} {gate:g}")
         for name, metric in self.metrics.items():
             judged = name == self.primary or name.endswith(f".{self.primary}")  # of one head
-            if judged and metric.floor is not None and metric.value <= metric.floor:
+            if "." not in name and self.floors:
+                continue  # of all heads, some of which are floors
+            if (
+                judged
+                and not self._is_floors(name)
+                and metric.floor is not None
+                and metric.value <= metric.floor
+            ):
                 words.append(
                     f"{name} is {metric.value:.3f}, and a simple model reaches {metric.floor:.3f}"
                 )
         return tuple(words)
+
+    def _is_floors(self, figure: str) -> bool:
+        """Whether simple models answer in place of all heads that a figure is of."""
+        head, dot, _ = figure.rpartition(".")
+        return (
+            head in self.floors
+            if dot
+            else bool(self.floors) and set(self.floors) == set(self.heads)
+        )
 
     def head(self, kind: str, labels: tuple[str, ...] = (), name: str = "") -> str:
         """The name of the head that answers a request.

@@ -16,6 +16,11 @@ LORA_WEIGHTS = "adapter_model.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
 
 
+def floor_files(head: str) -> tuple[str, str]:
+    """Where a head's simple model lies: its terms and its numbers."""
+    return f"floor-{head}.json", f"floor-{head}.safetensors"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterInfo:
     """A loaded adapter.

@@ -175,6 +175,9 @@ class Settings(BaseSettings):
     tls_check_hostname: bool = Field(
         True, description="of rediss://: the server's certificate must name its host"
     )
+    train_data: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="folders that a training worker reads data from, separated by commas"
+    )
     offline: bool = Field(False, description="never ask the network for a model")
     accept_licences: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="licences of models that you agree to, separated by commas: gemma"
@@ -186,7 +189,9 @@ class Settings(BaseSettings):
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    @field_validator("plugins", "accept_licences", "celery_tasks", "track", mode="before")
+    @field_validator(
+        "plugins", "accept_licences", "celery_tasks", "track", "train_data", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
@@ -216,6 +221,11 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
+
+    @field_validator("train_data")
+    @classmethod
+    def _expand_all(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser() for path in paths)
 
     @field_validator("signing_key", "signing_key_previous", mode="before")
     @classmethod
@@ -256,6 +266,11 @@ class Settings(BaseSettings):
     def adapters_dir(self) -> Path:
         """Where adapters are kept."""
         return self.adapters or self.data_dir / "adapters"
+
+    @property
+    def training(self) -> Settings:
+        """The same for the queue of trainings: an application of its own on the same server."""
+        return self.model_copy(update={"app": f"{self.app}-train"})
 
     @property
     def broker_url(self) -> str | None:

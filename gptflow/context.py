@@ -97,6 +97,11 @@ class JobContext:
     def warn(self, message: str) -> None:
         self._warnings.append(message)
 
+    def publish(self, text: str) -> None:
+        """Give whoever follows the job a piece of text that no model has written."""
+        if self._job.on_delta is not None:
+            self._job.on_delta(Delta(text))
+
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         return await self._map(dataclasses.replace(self._job, seed=self._seed), task, inputs)
 
@@ -216,7 +221,8 @@ class JobContext:
     ) -> Raw:
         fitted = await self._fit(head, prompt, values)
         if not isinstance(head, Tag):
-            raw = await self._submit(head, fitted.prompt)
+            text = self._text_for_floors(head, values)
+            raw = await self._submit(head, fitted.prompt, text=text)
             self._doubt(raw)
             return raw
         whole = str(values.get(head.field, ""))
@@ -230,6 +236,25 @@ class JobContext:
             for span in cast(Tagged, raw).spans
         )
         return dataclasses.replace(cast(Tagged, raw), spans=tuple(spans))
+
+    def _text_for_floors(self, head: Classify | MultiHead, values: Mapping[str, Any]) -> str:
+        """What the simple models read that answer in place of an adapter's heads, if any do."""
+        info = None if head.adapter is None else self._info(head.adapter)
+        if info is None or info.manifest is None or not info.manifest.floors:
+            return ""
+        manifest, found = info.manifest, ""
+        asked = (
+            list(head.heads)
+            if isinstance(head, MultiHead)
+            else [manifest.head("classify", head.labels)]
+        )
+        for name in asked:
+            floor = manifest.floors.get(name)
+            text = "" if floor is None else values.get(floor.field)
+            if floor is not None and isinstance(text, str) and text:
+                found = text
+                self.warn(f"{name}: a simple model answers ({floor.kind}); no adapter is better")
+        return found
 
     def _doubt(self, raw: Raw) -> None:
         """Abstain where a trained head is less sure than it has to be."""

@@ -52,7 +52,9 @@ trying again can help. A message says what happened and to which object; `hint` 
     │   ├── NotTrainable            GF904   a task, or data for it, that no head can be trained for
     │   ├── GateMissed              GF905   an adapter that is not good enough to be promoted
     │   ├── ReloadDiffers           GF906   what was saved does not answer like what was trained
-    │   └── StudyNotFound           GF910   no search of that name on this machine
+    │   ├── StudyNotFound           GF910   no search of that name on this machine
+    │   ├── TrainingBroken          GF920   the process that trained for a job is gone
+    │   └── DataForbidden           GF921   a job names data outside the folders that it may read
     └── DataError                   GF800   data to train or to test with that will not do
         ├── BadRows                 GF801   rows that cannot be used, by file and line
         │   ├── BadEncoding         GF802   lines that are not UTF-8, or not what was said
@@ -407,6 +409,18 @@ class StudyNotFound(TrainingError):
     """No search of that name on this machine."""
 
     code, exit_code = "GF910", 4
+
+
+class TrainingBroken(TrainingError):
+    """The process that trained for a job is gone; the job goes on from the run's checkpoint."""
+
+    code, retryable = "GF920", True
+
+
+class DataForbidden(TrainingError):
+    """A job names data outside the folders that a training worker may read."""
+
+    code = "GF921"
 
 
 class DataError(GPTFlowError):

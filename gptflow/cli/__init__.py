@@ -31,6 +31,7 @@ COMMANDS = {
     "data": ("data:data", "Check, describe, split and convert data to train on."),
     "models": ("models:models", "Get models and list them."),
     "train": ("train:train", "Train an adapter for a task."),
+    "eval": ("evaluate:evaluate", "Measure a task on rows, beside simple models."),
     "pretrain": ("pretrain:pretrain", "Train a model on raw text."),
     "tune": ("tune:tune", "Search for the settings that train best."),
     "runs": ("runs:runs", "List trainings, show, compare and draw them."),

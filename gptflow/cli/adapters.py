@@ -91,6 +91,10 @@ def show(session: Session, reference: str, verify: bool, as_json: bool) -> None:
         for name, metric in manifest.metrics.items()
     ]
     rows += [(f"gate: {name}", f"{gate:g}") for name, gate in manifest.gates.items()]
+    rows += [
+        (f"answers: {name}", f"a simple model ({floor.kind}), which is as good")
+        for name, floor in manifest.floors.items()
+    ]
     rows += [("against promotion", words) for words in manifest.missed()]
     print_table(("field", "value"), rows)
 

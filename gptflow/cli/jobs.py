@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record", "JobRecord", "BatchRecord")
 
+TRAINING = "train.run"
+
 _TIMES = ("submitted", "started", "finished")
 
 _PAUSE = 0.2
@@ -45,11 +48,12 @@ def jobs() -> None:
 @jobs.command("list")
 @click.option("--state", type=click.Choice(get_args(State)), help="Only those.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@click.option("--train", is_flag=True, help="Those of the queue of trainings.")
 @json_option
 @click.pass_obj
-def list_(session: Session, state: State | None, limit: int, as_json: bool) -> None:
+def list_(session: Session, state: State | None, limit: int, train: bool, as_json: bool) -> None:
     """List jobs, the newest first."""
-    with session.client(needs_queue=True) as client:
+    with session.client(needs_queue=True, training=train) as client:
         records = client.transport.jobs(state, limit)
     if as_json:
         print_json([dataclasses.asdict(record) for record in records])
@@ -60,8 +64,12 @@ def list_(session: Session, state: State | None, limit: int, as_json: bool) -> N
             (r.id, r.task, r.state, r.batch, r.items, time_text(r.submitted), _seconds(r))
             for r in records
         ),
-        empty=f"There are no{f' {state}' if state else ''} jobs. "
-        "`gptflow run text.chat 'Hello!'` makes one.",
+        empty=f"There are no{f' {state}' if state else ''} {'trainings' if train else 'jobs'}. "
+        + (
+            "`gptflow train TASK --data FILE --queue` makes one."
+            if train
+            else "`gptflow run text.chat 'Hello!'` makes one."
+        ),
     )
 
 
@@ -71,7 +79,7 @@ def list_(session: Session, state: State | None, limit: int, as_json: bool) -> N
 @click.pass_obj
 def show(session: Session, job_id: str, as_json: bool) -> None:
     """Show a job or a batch, with its result where there is one."""
-    with session.client(needs_queue=True) as client:
+    with _client_of(session, job_id) as client:
         record, result = _look_up(client, job_id)
     fields = dataclasses.asdict(record) | ({"result": result} if result else {})
     if as_json:
@@ -93,7 +101,7 @@ def result(session: Session, job_id: str, timeout: float | None) -> int:
     A batch's is one line a row. The exit code is that of the job's error, and 9 where rows of a
     batch failed.
     """
-    with session.client(needs_queue=True) as client:
+    with _client_of(session, job_id) as client:
         if not job_id.startswith("batch_"):
             ended = client.job(job_id).wait(timeout)
             print_json(ended.as_dict())
@@ -109,7 +117,7 @@ def result(session: Session, job_id: str, timeout: float | None) -> int:
 @click.pass_obj
 def cancel(session: Session, job_id: str) -> int:
     """Stop a job or a batch. Exit code 8 if it had ended."""
-    with session.client(needs_queue=True) as client:
+    with _client_of(session, job_id) as client:
         stopped = client.cancel(job_id)
     click.echo(f"{job_id} {'is cancelled' if stopped else 'had ended already'}.")
     return 0 if stopped else 8
@@ -123,12 +131,17 @@ def cancel(session: Session, job_id: str) -> int:
 def watch(session: Session, job_id: str, timeout: float | None, as_json: bool) -> int:
     """Follow a job or a batch until it ends.
 
-    A job has a line for each thing that happens to it, a batch its progress; with --json, the
-    record as it is after each change. The exit code is as for `result`.
+    A job has a line for each thing that happens to it, a batch its progress, a training its steps;
+    with --json, the record as it is after each change, or what a training tells. The exit code is
+    as for `result`.
     """
-    with session.client(needs_queue=True) as client:
+    with _client_of(session, job_id) as client:
         if job_id.startswith("batch_"):
             return _watch_batch(client, job_id, timeout, as_json)
+        if client.transport.job(job_id).task == TRAINING:
+            from gptflow.cli.training_job import follow
+
+            return follow(client, job_id, timeout, as_json)
         for record in _changes(lambda: client.transport.job(job_id), _job_ended, timeout):
             click.echo(json.dumps(dataclasses.asdict(record)) if as_json else _line(record))
         return exit_code(client.job(job_id).wait(_PAUSE))
@@ -144,14 +157,16 @@ def retry(session: Session, job_ids: tuple[str, ...], as_json: bool) -> int:
     They start as if they had never run, without a deadline. Exit code 8 if one of them has not
     failed. The rows of a batch are tried again by submitting them again.
     """
-    with session.client(needs_queue=True) as client:
-        for job_id in job_ids:
-            if job_id.startswith("batch_"):
-                raise InvalidInput(
-                    f"{job_id} is a batch, and only jobs can be tried again.",
-                    hint="Submit the rows again that failed.",
-                )
-        retried = {job_id: client.transport.revive(job_id) for job_id in job_ids}
+    for job_id in job_ids:
+        if job_id.startswith("batch_"):
+            raise InvalidInput(
+                f"{job_id} is a batch, and only jobs can be tried again.",
+                hint="Submit the rows again that failed.",
+            )
+    retried: dict[str, bool] = {}
+    for job_id in job_ids:
+        with _client_of(session, job_id) as client:
+            retried[job_id] = client.transport.revive(job_id)
     if as_json:
         print_json({"retried": [job for job, done in retried.items() if done]})
     for job_id, done in retried.items():
@@ -160,6 +175,25 @@ def retry(session: Session, job_ids: tuple[str, ...], as_json: bool) -> int:
         elif not as_json:
             click.echo(f"{job_id} is queued again.")
     return 0 if all(retried.values()) else 8
+
+
+@contextlib.contextmanager
+def _client_of(session: Session, job_id: str) -> Iterator[Client]:
+    """A client of the queue that has the job: that of tasks, or else that of trainings."""
+    with session.client(needs_queue=True) as client:
+        try:
+            if not job_id.startswith("batch_"):
+                client.transport.job(job_id)
+        except JobNotFound:
+            with session.client(needs_queue=True, training=True) as trainings:
+                try:
+                    trainings.transport.job(job_id)
+                except JobNotFound:
+                    pass  # what is told is that there is no such job
+                else:
+                    yield trainings
+                    return
+        yield client
 
 
 def _watch_batch(client: Client, batch_id: str, timeout: float | None, as_json: bool) -> int:

@@ -10,7 +10,8 @@ import click
 
 from gptflow.cli.session import Session, json_option, note, print_json
 from gptflow.cli.sources import source_options
-from gptflow.cli.train import data_files, gates_of, run_table, settings_options, tell, train_run
+from gptflow.cli.training_options import data_files, gates_of, settings_options
+from gptflow.cli.training_run import run_table, settings_of, tell, train_run, watching
 
 if TYPE_CHECKING:
     from gptflow.training.data.source import Source
@@ -84,7 +85,7 @@ def pretrain(
             settings["method"] = "full"
         run = _begin(session, files, settings, adapter, gates_of(gates), model, shape)
         note(f"run {run.folder.name}")
-    record = train_run(session, run)
+    record = train_run(session, run, watching(f"gptflow pretrain --resume {run.folder.name}"))
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
@@ -102,16 +103,14 @@ def _begin(
 ) -> Run:
     from gptflow.models import ModelStore
     from gptflow.training.pretraining import begin_pretraining
-    from gptflow.training.settings import BY_KIND, TrainingSettings
 
     settings = session.settings(model=model)
     store = ModelStore(settings.cache_dir, offline=settings.offline)
-    chosen = {name: value for name, value in given.items() if value is not None}
     return begin_pretraining(
         run_table(session),
         store.find(settings.model),
         files,
-        TrainingSettings.of(**{**BY_KIND["text"], **chosen}),
+        settings_of("text", given),
         adapter=adapter,
         gates=gates,
         config=shape,

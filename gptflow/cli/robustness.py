@@ -67,7 +67,7 @@ def robustness(
     With --against, the two are compared; the exit code is 13 if ADAPTER is worse on the clean rows
     by more than half a point.
     """
-    from gptflow.cli.train import ready
+    from gptflow.cli.training_run import ready
     from gptflow.errors import GateMissed
     from gptflow.models import ModelStore
     from gptflow.models.adapter_store import AdapterStore

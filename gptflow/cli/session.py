@@ -94,12 +94,18 @@ class Session:
 
     @contextmanager
     def client(
-        self, *, local: bool = False, needs_queue: bool = False, **flags: Any
+        self,
+        *,
+        local: bool = False,
+        needs_queue: bool = False,
+        training: bool = False,
+        **flags: Any,
     ) -> Iterator[Client]:
         """A client of the configured Redis, or of a worker inside this process.
 
         Where no Redis is configured, the work is done here, and a note says so; not with
-        `needs_queue`, for what only makes sense with a queue.
+        `needs_queue`, for what only makes sense with a queue. With `training`, the queue is that
+        of trainings.
         """
         from gptflow.client import Client
         from gptflow.errors import ConfigError
@@ -120,7 +126,7 @@ class Session:
         if local:
             self.registry(settings, warn=True)
             settings = self.settings(**flags | {"redis_url": "memory://"})
-        with Client(settings=settings) as client:
+        with Client(settings=settings.training if training else settings) as client:
             yield client
 
     def registry(self, settings: Settings, *, warn: bool = False) -> Registry:

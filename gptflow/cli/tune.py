@@ -12,7 +12,9 @@ import click
 
 from gptflow.cli.session import SECONDS, Session, json_option, note, print_json, print_table
 from gptflow.cli.sources import source_options
-from gptflow.cli.train import data_files, ready, settings_options, train, watching
+from gptflow.cli.train import train
+from gptflow.cli.training_options import data_files, settings_options
+from gptflow.cli.training_run import ready, watching
 
 if TYPE_CHECKING:
     from gptflow.training.data.source import Source

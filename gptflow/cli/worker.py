@@ -34,6 +34,7 @@ bound_option = click.option(
     type=click.IntRange(0, 65535),
     help="Serve /metrics, /livez and /readyz; 0 takes any free port.  [default: none]",
 )
+@click.option("--train", is_flag=True, help="Train what `gptflow train --queue` sends.")
 @model_option
 @bound_option
 @click.pass_obj
@@ -43,14 +44,25 @@ def worker(
     slots: int | None,
     concurrency: int | None,
     metrics_port: int | None,
+    train: bool,
     model: str | None,
 ) -> int:
-    """Start a worker: one resident model that serves every plugin."""
+    """Start a worker: one resident model that serves every plugin.
+
+    With --train it serves nothing. It takes trainings, one at a time, each in a process of its own.
+    """
     from gptflow.queue.worker import run_worker
 
     settings = session.settings(
         model=model, slots=slots, concurrency=concurrency, metrics_port=metrics_port
     )
+    if train:
+        from gptflow.training.worker import for_training
+
+        if profile is not None:
+            raise click.UsageError("--profile goes with serving: each training says its device.")
+        settings, parts = for_training(settings, options=session.options)
+        return run_worker(settings, log_level=session.log_level, parts=parts)
     return run_worker(settings, profile=profile, log_level=session.log_level)
 
 

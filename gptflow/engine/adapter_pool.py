@@ -13,11 +13,15 @@ import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptflow.adapter_info import AdapterInfo
 from gptflow.engine.adapters import Adapter, AdapterReader, LinearHead
 from gptflow.engine.lora_weights import LoRAWeights
 from gptflow.errors import AdapterCorrupt, AdapterMemoryFull, AdapterNotFound, AdapterTooLarge
+
+if TYPE_CHECKING:
+    from gptflow.linear_text import LinearText
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +56,14 @@ class Lease:
         info: which one.
         lora: key of its LoRA weights, or empty.
         heads: its trained heads, from when the request first began.
+        floors: the simple models in place of some, from then on.
     """
 
     def __init__(self, pool: AdapterPool, entry: _Entry) -> None:
         self.info = entry.info
         self.lora = entry.lora
         self.heads: Mapping[str, LinearHead] = {}
+        self.floors: Mapping[str, LinearText] = {}
         self._pool = pool
         self._entry = entry
         self._lock = threading.Lock()  # guards what follows
@@ -84,6 +90,7 @@ class Lease:
         if twice:
             self._pool.let_go(self._entry)
         self.heads = adapter.heads
+        self.floors = adapter.floors
         return adapter.lora
 
     def pause(self) -> None:

@@ -19,6 +19,7 @@ from gptflow.adapter_info import (
     LORA_WEIGHTS,
     MANIFEST,
     combine,
+    floor_files,
 )
 from gptflow.engine import peft
 from gptflow.engine.lora import LoRABank
@@ -28,6 +29,7 @@ from gptflow.request import ModelInfo
 
 if TYPE_CHECKING:
     from gptflow.adapter import Manifest
+    from gptflow.linear_text import LinearText
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +56,19 @@ class Adapter:
     Attributes:
         sha256: over all its files.
         lora: None if it has heads only: it then shares the base model's keys and values.
+        floors: by head, the simple models that answer in place of heads.
     """
 
     sha256: str
     manifest: Manifest | None
     lora: LoRAWeights | None
     heads: Mapping[str, LinearHead]
+    floors: Mapping[str, LinearText] = dataclasses.field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         heads = sum(head.weight.nbytes + head.bias.nbytes for head in self.heads.values())
+        heads += sum(floor.nbytes for floor in self.floors.values())
         return heads + (self.lora.nbytes if self.lora else 0)
 
 
@@ -135,6 +140,7 @@ class AdapterReader:
             manifest=manifest,
             lora=lora,
             heads=self._heads(name, manifest, files.get(HEAD_WEIGHTS), saved),
+            floors=_floors(name, manifest, files),
         )
 
     def _heads(
@@ -175,6 +181,22 @@ class AdapterReader:
                 f"Adapter {name!r}: {min(tensors)} belongs to no head of its manifest."
             )
         return heads
+
+
+def _floors(
+    name: str, manifest: Manifest | None, files: Mapping[str, bytes]
+) -> dict[str, LinearText]:
+    found: dict[str, LinearText] = {}
+    for head, floor in (manifest.floors if manifest else {}).items():
+        from gptflow.linear_text import LinearText
+
+        terms, numbers = (files[file] for file in floor_files(head))
+        found[head] = LinearText.parse(terms, numbers, name=f"adapter {name!r}")
+        spec = manifest.heads[head] if manifest else None
+        strange = set(found[head].labels) - set(getattr(spec, "labels", ()))
+        if found[head].kind != floor.kind or strange:
+            raise AdapterCorrupt(f"Adapter {name!r}: the floor {head!r} is not its manifest's.")
+    return found
 
 
 def _files(name: str, folder: Path) -> tuple[Manifest | None, dict[str, bytes]]:

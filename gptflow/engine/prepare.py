@@ -222,13 +222,10 @@ class Preparer:
     def _classify(self, request: Request, head: Classify, lease: Lease, lora: str) -> Pending:
         manifest = _trained(lease)
         name = manifest.head("classify", head.labels)
-        sequence = self._pooling(request, manifest.pooling, lora)
+        sequence = self._pooling(request, manifest.pooling, lora, manifest=manifest, heads=(name,))
 
         def answer(_: Scoring | None) -> Raw:
-            spec = manifest.heads[name]
-            assert spec.kind == "classify"
-            pooled = sequence.vector(normalize=False)
-            return trained.classify(spec, lease.heads[name], pooled, head.labels, _usage(sequence))
+            return _chosen(request, lease, name, sequence, head.labels, _usage(sequence))
 
         return Pending(request, [sequence], answer)
 
@@ -236,17 +233,15 @@ class Preparer:
         manifest = _trained(lease)
         for name, each in asked.heads.items():
             manifest.head("classify", each.labels, name)
-        sequence = self._pooling(request, manifest.pooling, lora)
+        sequence = self._pooling(
+            request, manifest.pooling, lora, manifest=manifest, heads=tuple(asked.heads)
+        )
 
         def answer(_: Scoring | None) -> Raw:
-            pooled = sequence.vector(normalize=False)
-            chosen: dict[str, Chosen] = {}
-            for name, each in asked.heads.items():
-                spec = manifest.heads[name]
-                assert spec.kind == "classify"
-                chosen[name] = trained.classify(
-                    spec, lease.heads[name], pooled, each.labels, Usage()
-                )
+            chosen = {
+                name: _chosen(request, lease, name, sequence, each.labels, Usage())
+                for name, each in asked.heads.items()
+            }
             return Choices(by_head=chosen, usage=_usage(sequence))
 
         return Pending(request, [sequence], answer)
@@ -290,8 +285,18 @@ class Preparer:
             )
         return located.first, located.tokens
 
-    def _pooling(self, request: Request, pooling: PoolingKind, lora: str) -> Pooling:
+    def _pooling(
+        self,
+        request: Request,
+        pooling: PoolingKind,
+        lora: str,
+        *,
+        manifest: Manifest | None = None,
+        heads: tuple[str, ...] = (),
+    ) -> Pooling:
         ids, prefix = self._encode(request, request.prompt, lora, room=0)
+        if manifest is not None and request.text and set(heads) <= set(manifest.floors):
+            ids, prefix = ids[:1], None  # nothing that the model says is looked at
         return Pooling(ids, pooling, prefix=prefix, job_class=request.job_class)
 
     def _scoring(
@@ -372,6 +377,31 @@ def _end(lease: weakref.ref[Lease], _: Future[Raw]) -> None:
     """A request has its answer."""
     if (ended := lease()) is not None:
         ended.end()
+
+
+def _chosen(
+    request: Request,
+    lease: Lease,
+    name: str,
+    sequence: Pooling,
+    labels: tuple[str, ...],
+    usage: Usage,
+) -> Chosen:
+    """The answer of a trained head, or of the simple model that is better than it.
+
+    The latter needs the text as it was given, and the head answers where nobody says what it is.
+    """
+    manifest = _trained(lease)
+    spec = manifest.heads[name]
+    assert spec.kind == "classify"
+    if (floor := lease.floors.get(name)) is not None and request.text:
+        logits = trained.as_logits(floor.logits(request.text, spec.labels))
+        cooled = spec.model_copy(
+            update={"temperature": manifest.floors[name].temperature, "thresholds": {}}
+        )
+        return trained.choose(cooled, logits, labels, usage)
+    logits = lease.heads[name](sequence.vector(normalize=False))
+    return trained.choose(spec, logits, labels, usage)
 
 
 def _trained(lease: Lease) -> Manifest:

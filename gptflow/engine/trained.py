@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from gptflow.adapter import ClassifyHead, TagHead
 
 
-def classify(
-    spec: ClassifyHead, head: LinearHead, pooled: torch.Tensor, labels: Rows[str], usage: Usage
-) -> Chosen:
-    """The label of a pooled hidden state `[width]`, the probabilities in the order of `labels`."""
-    logits = head(pooled)
+def as_logits(numbers: Rows[float]) -> torch.Tensor:
+    """What another kind of model gives, as `choose` takes it."""
+    return torch.tensor(numbers)
+
+
+def choose(spec: ClassifyHead, logits: torch.Tensor, labels: Rows[str], usage: Usage) -> Chosen:
+    """The label of logits `[labels of the head]`, the probabilities in the order of `labels`."""
     likely = (logits / spec.temperature).softmax(-1)
     scores = dict(zip(spec.labels, logits.tolist(), strict=True))
     probs = dict(zip(spec.labels, likely.tolist(), strict=True))

@@ -19,11 +19,15 @@ from gptflow.queue.transport import RedisTransport
 from gptflow.result import Result
 
 if TYPE_CHECKING:
+    from gptflow.queue.crew import Parts
     from gptflow.queue.pool import EnginePool
 
 
 class App(Celery):
     """A Celery application with the settings that it was made from.
+
+    Args:
+        parts: what its worker is made of, in place of the settings' model and plugins.
 
     Attributes:
         engine_pool: what runs the task in this process; None in a process that does not work.
@@ -33,8 +37,9 @@ class App(Celery):
     backend_cls = "gptflow.queue.backend:LedgerBackend"
     control_cls = "gptflow.queue.revoking:LedgerControl"
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, *, parts: Parts | None = None, **options: Any) -> None:
         self.settings = settings
+        self.parts = parts
         self.engine_pool: EnginePool | None = None
         self._transport: RedisTransport | None = None
         self._opening = threading.Lock()
@@ -57,8 +62,11 @@ class App(Celery):
         super().close()
 
 
-def make_app(settings: Settings) -> App:
+def make_app(settings: Settings, *, parts: Parts | None = None) -> App:
     """The application of these settings.
+
+    Args:
+        parts: see `App`.
 
     Raises:
         ConfigError: there is no Redis URL, or it is not one of a server.
@@ -69,7 +77,7 @@ def make_app(settings: Settings) -> App:
             "Workers and the scheduler need a Redis server.",
             hint="Set GPTFLOW_REDIS_URL, or start everything with `gptflow up`.",
         )
-    app = App(settings, broker=for_kombu(url), set_as_current=False)
+    app = App(settings, parts=parts, broker=for_kombu(url), set_as_current=False)
     app.conf.update(
         task_serializer="json",
         result_serializer="json",

@@ -6,6 +6,7 @@ for jobs, and the threads that show the worker to be alive.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pkgutil
 import time
@@ -39,10 +40,23 @@ _SHOWN = ("slots", "slots_used", "kv_tokens", "kv_tokens_limit", "tokens_per_sec
 """Of the engine's counters, those that are shown first."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """What a worker is made of that has no model and serves no plugins.
+
+    Attributes:
+        engine: closed when the worker stops.
+    """
+
+    engine: Engine
+    registry: Registry
+
+
 class Crew:
     """A worker's parts, between its start and its stop.
 
     Args:
+        parts: in place of the settings' model and plugins.
         nodename: Celery's name of the worker.
         concurrency: messages in flight at most.
         run_alone: runs one job with nothing beside it.
@@ -57,13 +71,14 @@ class Crew:
         self,
         settings: Settings,
         *,
+        parts: Parts | None = None,
         nodename: str,
         concurrency: int,
         run_alone: Callable[[str], Future[None]],
         idle: Callable[[], bool],
         give_up: Callable[[], None],
     ) -> None:
-        registry = Registry.load(settings.plugins)
+        registry = Registry.load(settings.plugins) if parts is None else parts.registry
         registry.require_all()
         self._transport = RedisTransport(settings)
         store = self._transport.store
@@ -72,7 +87,8 @@ class Crew:
         self.ledger.set_policy(settings)
         spans = Spans.of(settings, registry)
         self._instruments = Instruments.of(settings, store)
-        self.engine: Engine = pkgutil.resolve_name(LOADER)(settings)
+        load = pkgutil.resolve_name(LOADER)
+        self.engine: Engine = load(settings) if parts is None else parts.engine
         self._adapters = AdapterFollower.of(self.engine, settings, registry)
         self._adapters.refresh()
         self.stopping = False

@@ -59,6 +59,7 @@ class EnginePool(BasePool):
         try:
             self._crew = Crew(
                 settings,
+                parts=self.app.parts,
                 nodename=nodename,
                 concurrency=self.limit,
                 run_alone=self._run_alone,

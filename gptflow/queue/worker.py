@@ -6,13 +6,16 @@ import logging
 import os
 import socket
 import warnings
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from celery import signals
 from celery.exceptions import SecurityWarning
 
 from gptflow.config import Settings
 from gptflow.queue.app import make_app
+
+if TYPE_CHECKING:
+    from gptflow.queue.crew import Parts
 
 Profile = Literal["gpu", "cpu"]
 
@@ -24,7 +27,11 @@ _CHATTY = ("celery.worker.strategy", "celery.app.trace", "celery.apps.worker", "
 
 
 def run_worker(
-    settings: Settings, *, profile: Profile | None = None, log_level: str = "INFO"
+    settings: Settings,
+    *,
+    profile: Profile | None = None,
+    log_level: str = "INFO",
+    parts: Parts | None = None,
 ) -> int:
     """Serve jobs until SIGTERM, then finish what runs and return.
 
@@ -33,6 +40,7 @@ def run_worker(
     Args:
         profile: on which device, whatever the settings say; by default as they say.
         log_level: of the lines on standard error. `DEBUG` shows each message.
+        parts: in place of the settings' model and plugins.
 
     Returns:
         The process's exit code: 0, or that of the error that kept the worker from starting.
@@ -40,7 +48,7 @@ def run_worker(
     Raises:
         ConfigError: there is no Redis URL.
     """
-    app = make_app(with_profile(settings, profile))
+    app = make_app(with_profile(settings, profile), parts=parts)
     # It warns root of pickled messages; none is ever read.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     set_up_logging(log_level)

@@ -37,6 +37,7 @@ from gptflow.training.example import Example
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.objective import Objective
 from gptflow.training.runs import RunRecord
+from gptflow.training.served_floors import ServedFloor
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -63,6 +64,7 @@ def save(
     outputs: Sequence[Any],
     base: BaseModelRef | None = None,
     inherited: Sequence[Data] = (),
+    floors: Mapping[str, ServedFloor] | None = None,
 ) -> AdapterVersion:
     """Write an adapter into the store. The backbone is spent afterwards.
 
@@ -71,6 +73,7 @@ def save(
         examples: of the development split; `outputs` are what the trainer made of them.
         base: the model that it goes with, where that is not the one that the run began with.
         inherited: data that the adapter was trained on before this run.
+        floors: the simple models that answer in place of heads.
 
     Raises:
         ReloadDiffers: the engine answers otherwise than the trainer did; nothing is kept.
@@ -84,7 +87,11 @@ def save(
             _write_weights(folder, backbone, heads, storage)
         except SafetensorError as error:  # how it reports a full disk
             raise AdapterNotSaved(f"{folder} cannot be written: {error}.") from None
-        manifest = _manifest(record, objective, base, specs, metrics, inherited)
+        for name, floor in (floors or {}).items():
+            floor.write(folder, name)
+        manifest = _manifest(record, objective, base, specs, metrics, inherited).model_copy(
+            update={"floors": {name: floor.spec for name, floor in (floors or {}).items()}}
+        )
         contents = {"metrics": {n: m.model_dump() for n, m in metrics.items()}, **details}
         (folder / METRICS).write_text(
             json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

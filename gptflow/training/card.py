@@ -14,6 +14,10 @@ def model_card(manifest: Manifest, record: RunRecord) -> str:
         labels = getattr(spec, "labels", ())
         told = f": {', '.join(labels)}" if labels else ""
         lines.append(f"- Head `{name}` ({spec.kind}){told}")
+        if (simple := manifest.floors.get(name)) is not None:
+            lines.append(
+                f"  - A simple model ({simple.kind}) is as good, and answers in its place."
+            )
     settings = record.settings
     how = {
         "lora": f"LoRA of rank {settings.rank} on {settings.layers} layers",

@@ -74,6 +74,7 @@ class RunRecord(_Strict):
         parent: the adapter that it goes on from: `alias@version`, or a folder.
         warnings: what else to know about what was trained.
         error: why the run failed.
+        job: the id of the job that it is trained for, where it came from a queue.
     """
 
     v: Literal[1] = 1
@@ -102,6 +103,7 @@ class RunRecord(_Strict):
     seconds: Annotated[float, Field(ge=0)] = 0.0
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    job: str | None = None
 
 
 class Run:

@@ -12,6 +12,8 @@ from gptflow.errors import ConfigError
 from gptflow.heads import Pooling
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]
+"""A greater one is no number in single precision once Adam has scaled it."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -63,6 +65,7 @@ class TrainingSettings(BaseModel):
         keep: rows to keep for a run that goes on from this one; 0 for none.
         window: tokens that are read at once in pre-training.
         beta: of preferences, how far the model may go from the one that it was.
+        serve_floor: where a simple model is as good as a head, have it answer in the head's place.
         storage: what LoRA's matrices are rounded to, before they are evaluated and saved.
         checkpoint_minutes: between two checkpoints.
         device: `auto` takes CUDA where there is a device.
@@ -76,8 +79,8 @@ class TrainingSettings(BaseModel):
     dropout: Share = 0.05
     layers: Literal["all", "upper"] = "all"
     pooling: Pooling = "last"
-    learning_rate: Positive = 3e-4
-    head_learning_rate: Positive = 1e-3
+    learning_rate: Rate = 3e-4
+    head_learning_rate: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     epochs: Positive = 3.0
     batch: Annotated[int, Field(ge=1)] = 32
@@ -100,6 +103,7 @@ class TrainingSettings(BaseModel):
     keep: Annotated[int, Field(ge=0)] = 1000
     window: Annotated[int, Field(ge=2)] = 512
     beta: Positive = 0.1
+    serve_floor: bool = True
     storage: Literal["float16", "float32"] = "float16"
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

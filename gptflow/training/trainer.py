@@ -15,7 +15,7 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-from gptflow.errors import LossNotFinite
+from gptflow.errors import LossNotFinite, TrainingError
 from gptflow.training import checkpoint
 from gptflow.training.activations import Activations
 from gptflow.training.adversarial import EPSILON, STEPS, Adversary
@@ -26,6 +26,7 @@ from gptflow.training.checkpoint import Progress, Weights
 from gptflow.training.example import Example
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.objectives.objective import Objective, RowT
+from gptflow.training.processes import Processes
 from gptflow.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Trainer(Generic[RowT]):
         replayed: old examples, of which each batch gets a share.
         report: called after each step; an exception that it raises stops the run, which can be
             gone on with.
+        processes: that train together; only the first one writes.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Trainer(Generic[RowT]):
         lower: Activations | None = None,
         replayed: Sequence[Example] = (),
         report: Callable[[Update], None] = lambda update: None,
+        processes: Processes | None = None,
     ) -> None:
         self.backbone = backbone
         self.heads = heads.to(backbone.device)
@@ -106,6 +109,7 @@ class Trainer(Generic[RowT]):
             if settings.adversarial
             else None
         )
+        self._processes = processes or Processes()
         own = backbone.parameters
         self.parameters: dict[str, nn.Parameter] = {**own, **heads.trained}
         groups = [
@@ -138,6 +142,8 @@ class Trainer(Generic[RowT]):
         if (found := checkpoint.load(self._folder)) is not None:
             checkpoint.restore(found, self.parameters, self._optimizer)
             self.progress, self._best = found.progress, found.best
+        self._processes.equalise(self.parameters.values())
+        self._processes.wait()  # all have read the checkpoint before it is written again
         started, before = time.monotonic(), self.progress.seconds
         saved = started
         tokens = 0
@@ -179,17 +185,23 @@ class Trainer(Generic[RowT]):
             if due or last or self.progress.stopped:
                 self.save()
                 saved = time.monotonic()
+            stop: BaseException | None = None
             try:
                 self._report(update)
-            except BaseException:
+            except BaseException as error:  # noqa: BLE001  it is raised when all have stopped
+                stop = error
+            if self._processes.any(stop is not None, self.backbone.device):
                 self.save()  # whoever stops a run may go on with it from here
-                raise
+                raise stop or KeyboardInterrupt
         self.take(self._best)
         return self.progress
 
     def save(self) -> None:
         """Write a checkpoint now."""
-        checkpoint.save(self._folder, self.progress, self.parameters, self._best, self._optimizer)
+        if self._processes.first:
+            checkpoint.save(
+                self._folder, self.progress, self.parameters, self._best, self._optimizer
+            )
 
     def take(self, weights: Weights) -> None:
         """Give the parameters these values."""
@@ -216,13 +228,17 @@ class Trainer(Generic[RowT]):
 
     def _update(self, step: int, batch: Sequence[int]) -> float:
         """One step of AdamW over a batch, in as many passes as it takes."""
-        torch.manual_seed(hash((self._settings.seed, step)) % 2**63)
+        rank = self._processes.rank  # of several processes, no two drop out the same
+        torch.manual_seed(hash((self._settings.seed, step, *([rank] if rank else []))) % 2**63)
         self.backbone.train(True)
         self._optimizer.zero_grad(set_to_none=True)
         weight = sum(self._train[i].weight for i in batch)
         total = 0.0
-        for part in passes(self._train, batch, self._settings.batch_tokens):
+        own = self._processes.share(batch)
+        for part in passes(self._train, own, self._settings.batch_tokens):
             total += self._backward([self._train[i] for i in part], weight)
+        if self._processes.count > 1:
+            total = self._add_up(total)
         if self.anchor is not None:
             total += self.anchor.pull()
         length = nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.clip)
@@ -257,6 +273,17 @@ class Trainer(Generic[RowT]):
         found.backward()
         return float(found.detach())
 
+    def _add_up(self, total: float) -> float:
+        """Make this process's gradients and loss those of all."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # of a share without examples
+                parameter.grad = torch.zeros_like(parameter)
+        loss = torch.tensor(total, dtype=torch.float64, device=self.backbone.device)
+        self._processes.add(
+            [loss, *(p.grad for p in self.parameters.values() if p.grad is not None)]
+        )
+        return float(loss)
+
     def _hidden(self, examples: Sequence[Example]) -> torch.Tensor:
         return self.backbone.hidden(*self._texts(examples))
 
@@ -283,8 +310,11 @@ class Trainer(Generic[RowT]):
 
     def _evaluate(self) -> dict[str, float]:
         """Measure the development split; keep the weights if they are the best so far."""
-        outputs = self.predict(self.dev_examples)
-        figures = self._objective.figures(self._dev, self.dev_examples, outputs)
+        found: dict[str, float] | None = None
+        if self._processes.first:
+            outputs = self.predict(self.dev_examples)
+            found = self._objective.figures(self._dev, self.dev_examples, outputs)
+        figures = self._processes.tell(found)
         figure = figures[self._objective.primary]
         progress = self.progress
         progress.history.append({"step": progress.step, **figures})
@@ -297,10 +327,18 @@ class Trainer(Generic[RowT]):
         return figures
 
     def _log(self, update: Update) -> None:
+        if not self._processes.first:
+            return
         line = json.dumps(dataclasses.asdict(update) | {"time": time.time()}) + "\n"
         # Appended in one piece: a kill leaves whole lines.
-        handle = os.open(self._folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+            handle = os.open(self._folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, line.encode())
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise TrainingError(
+                f"{self._folder / LOG} cannot be written: {error.strerror}.",
+                hint=f"Make room, then `gptflow train --resume {self._folder.name}`.",
+            ) from None

@@ -15,7 +15,12 @@ import torch
 
 from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
-from gptflow.errors import GPTFlowError, NotTrainable, ResumeRefused, SplitImpossible
+from gptflow.errors import (
+    NotTrainable,
+    ResumeRefused,
+    SplitImpossible,
+    TrainingError,
+)
 from gptflow.models.adapter_store import AdapterStore
 from gptflow.models.model import Model
 from gptflow.plugins import AnyTask
@@ -24,7 +29,8 @@ from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.batches import replayed_of
 from gptflow.training.continuing import REPLAYED, Past, hold, keep_rows, measure_stages
-from gptflow.training.data.rows import Row
+from gptflow.training.data.requirements import require_seen
+from gptflow.training.data.rows import LabelledText, Row
 from gptflow.training.evaluation.summary import Report
 from gptflow.training.example import Example
 from gptflow.training.figures import shipped_metrics, without_rows
@@ -35,36 +41,21 @@ from gptflow.training.objectives.preferences import REFERENCE
 from gptflow.training.objectives.texts import BEFORE, TextObjective
 from gptflow.training.parent import Parent
 from gptflow.training.parts import read_parts
+from gptflow.training.processes import Processes
 from gptflow.training.recording import TaskRecorder, choose_adapter
 from gptflow.training.reservoir import Kept
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
 from gptflow.training.scratch import START
+from gptflow.training.served_floors import ServedFloor, floors_to_serve
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch, sitting
 from gptflow.training.tracking import tracking
-from gptflow.training.tracking.tracking import Tracking
-from gptflow.training.trainer import Trainer, Update
+from gptflow.training.trainer import Trainer
 
 Notes = Callable[[str], None]
 
 FEW = 20
 """Fewer new rows than this are all trained on where old ones are there to choose by."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """Whom to tell how it goes.
-
-    Attributes:
-        update: after each step. An exception that it raises stops the run, which can be resumed.
-        note: of each stage, in words.
-        lower: of the activations of frozen layers, tokens that are done, and of how many.
-        stage: of another stage, its name, how much is done, of how much.
-    """
-
-    update: Callable[[Update], None] = lambda update: None
-    note: Notes = lambda message: None
-    lower: Callable[[int, int], None] = lambda done, total: None
-    stage: Callable[[str, int, int], None] = lambda name, done, total: None
 
 
 def begin(
@@ -78,12 +69,14 @@ def begin(
     gates: Mapping[str, float] | None = None,
     track: Sequence[str] = (),
     parent: Parent | None = None,
+    job: str | None = None,
 ) -> Run:
     """Put a new run into the table; `train` then trains it.
 
     Args:
         track: trackers beside TensorBoard's event files, such as `mlflow`.
         parent: the adapter to go on from; settings that are not given are its own.
+        job: of the queue, that it is trained for.
 
     Raises:
         NotTrainable: the task's head names no adapter, or several; or the settings are not the
@@ -108,6 +101,7 @@ def begin(
         data=tuple(data),
         track=tuple(dict.fromkeys(track)),
         code=f"gptflow {metadata.version('gptflow')}",
+        job=job,
         parent=None if parent is None else parent.reference,
         parent_sha256=None if parent is None else parent.sha256,
     )
@@ -144,8 +138,10 @@ def train(
         LossNotFinite: the loss is not a number any more.
         ReloadDiffers, AdapterNotSaved: see `artefact.save`.
     """
-    with run.locked():
+    processes = Processes.launched(run.record.settings.device)
+    with run.locked() if processes.first else contextlib.nullcontext():
         record = run.record
+        processes.wait()  # all have seen what it was
         if record.state == "done":
             raise ResumeRefused(
                 f"The run {record.id} is done.", hint=f"`gptflow adapters show {record.version}`."
@@ -155,8 +151,13 @@ def train(
                 f"The run {record.id} began with other weights of {record.model}.",
                 hint="Begin the training anew.",
             )
-        with _sitting(run, watch or Watch()) as watch:
-            return _Training(run, task, model, store, context, watch).run()
+        try:
+            with sitting(run, watch or Watch(), processes) as told:
+                made = _Training(run, task, model, store, context, told, processes).run()
+                processes.wait()
+                return made
+        finally:
+            processes.part()
 
 
 def try_settings(
@@ -185,31 +186,9 @@ def try_settings(
                 f"The run {run.record.id} has test rows, and settings are never chosen by them.",
                 hint="Search without them, then test what was found with `gptflow train --test`.",
             )
-        with _sitting(run, watch or Watch()) as watch:
-            return _Training(run, task, model, None, context, watch).attempt(shared)
-
-
-@contextlib.contextmanager
-def _sitting(run: Run, watch: Watch) -> Iterator[Watch]:
-    """A run's record and its trackers hear how it goes, and how it ends.
-
-    Yields:
-        whom the training is to tell.
-    """
-    tracked = Tracking(run, watch.note)
-    run.update(state="running", error=None)
-
-    def update(made: Update) -> None:
-        tracked.update(made)
-        watch.update(made)
-
-    with tracked.sitting():
-        try:
-            yield dataclasses.replace(watch, update=update)
-        except GPTFlowError as error:
-            with contextlib.suppress(GPTFlowError):
-                run.update(state="failed", error=f"[{error.code}] {error}")
-            raise
+        alone = Processes()
+        with sitting(run, watch or Watch(), alone) as told:
+            return _Training(run, task, model, None, context, told, alone).attempt(shared)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -239,8 +218,10 @@ class _Training:
         store: AdapterStore | None,
         context: int,
         watch: Watch,
+        processes: Processes,
     ) -> None:
         self._run = run
+        self._processes = processes
         self._store = store
         self._record = run.record
         self._settings = self._record.settings
@@ -266,6 +247,8 @@ class _Training:
                 hint="Add rows, or give `--dev FILE`.",
             )
         objective.prepare([*train, *past.train])
+        for head in {h for row in test if isinstance(row, LabelledText) for h in row.labels}:
+            require_seen([*train, *past.train], test, head)
         if past.train and settings.replay:
             old_share = replayed_of(settings.batch, settings.replay) / settings.batch
             objective.mix(train, past.train, old_share)
@@ -282,18 +265,19 @@ class _Training:
         if backbone.first:
             watch.note(f"computing the lower {backbone.first} layers once")
             sha256 = self._record.model_sha256
-            lower = Activations(
-                backbone,
-                [
-                    text
-                    for each in (examples, old_examples, dev_examples, test_examples)
-                    for example in each
-                    for text in example.texts
-                ],
-                shared or self._run.folder,
-                key=f"{sha256} {settings.precision}" if shared else sha256,
-                progress=watch.lower,
-            )
+            with self._first_does():
+                lower = Activations(
+                    backbone,
+                    [
+                        text
+                        for each in (examples, old_examples, dev_examples, test_examples)
+                        for example in each
+                        for text in example.texts
+                    ],
+                    shared or self._run.folder,
+                    key=f"{sha256} {settings.precision}" if shared else sha256,
+                    progress=watch.lower,
+                )
         trainer = Trainer(
             backbone,
             heads,
@@ -306,42 +290,56 @@ class _Training:
             lower=lower,
             replayed=old_examples,
             report=watch.update,
+            processes=self._processes,
         )
         if past.parent is not None:
             fresh = past.begin_from(trainer, objective, watch.note)
             if settings.ewc:
                 watch.note("measuring what the old rows rely on")
-                trainer.anchor = hold(
-                    trainer,
-                    old_examples,
-                    fresh,
-                    self._run.folder,
-                    strength=settings.ewc,
-                    key=past.parent.sha256,
-                )
+                with self._first_does():
+                    trainer.anchor = hold(
+                        trainer,
+                        old_examples,
+                        fresh,
+                        self._run.folder,
+                        strength=settings.ewc,
+                        key=past.parent.sha256,
+                    )
         rows, made = (test, test_examples) if test else (dev, dev_examples)
-        objective.begin(
-            Start(
-                folder=self._run.folder,
-                backbone=backbone,
-                predict=trainer.predict,
-                train=examples,
-                dev=dev_examples,
-                rows=rows,
-                measured=made,
-                note=watch.note,
-                progress=watch.stage,
+        with self._first_does():
+            objective.begin(
+                Start(
+                    folder=self._run.folder,
+                    backbone=backbone,
+                    predict=trainer.predict,
+                    train=examples,
+                    dev=dev_examples,
+                    rows=rows,
+                    measured=made,
+                    note=watch.note,
+                    progress=watch.stage,
+                )
             )
-        )
         trainer.run()
         return _Trained(
             backbone, heads, objective, trainer, past, train, own_dev, dev, test, test_examples
         )
 
+    @contextlib.contextmanager
+    def _first_does(self) -> Iterator[None]:
+        """Of several processes the first one does it and keeps it; the others read what it kept."""
+        if not self._processes.first:
+            self._processes.wait()
+        yield
+        if self._processes.first:
+            self._processes.wait()
+
     def run(self) -> RunRecord:
         """Train, measure, and save an adapter."""
         settings, watch = self._settings, self._watch
         fit = self._fit()
+        if not self._processes.first:
+            return self._record  # the first one measures and saves
         backbone, heads, objective, past = fit.backbone, fit.heads, fit.objective, fit.past
         train, dev, test, trainer = fit.train, fit.dev, fit.test, fit.trainer
         dev_examples, test_examples = trainer.dev_examples, fit.test_examples
@@ -358,6 +356,13 @@ class _Training:
         figures = objective.figures(rows, made, test_outputs)
         figures = {**figures, **objective.finish(backbone, figures)}
         metrics = shipped_metrics(objective, reports, figures)
+        floors: dict[str, ServedFloor] = {}
+        if settings.serve_floor and settings.method != "full" and self._task is not None:
+            floors = floors_to_serve(self._task, reports, specs, [*train, *past.train], dev, rows)
+        for name, floor in floors.items():
+            watch.note(f"{name}: {floor.spec.kind} is as good, and answers in the adapter's place")
+            ece = floor.report.value("ece")
+            metrics["ece" if len(reports) == 1 else f"{name}.ece"] = Metric(value=ece, floor=ece)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
         counts |= {"old": len(past.train)} if past.train else {}
         self._record = self._run.update(
@@ -369,8 +374,14 @@ class _Training:
             seconds=progress.seconds,
             warnings=objective.warnings,
         )
-        for name, report in reports.items():
-            report.write(self._run.folder / f"report-{name}")
+        try:
+            for name, report in reports.items():
+                report.write(self._run.folder / f"report-{name}")
+        except OSError as error:
+            raise TrainingError(
+                f"The reports in {self._run.folder} cannot be written: {error.strerror}.",
+                hint=f"Make room, then `gptflow train --resume {self._run.folder.name}`.",
+            ) from None
         curves.write(self._run)
         if objective.staged:
             keep_rows(self._run, past, train, fit.own_dev, size=settings.keep, tested=bool(test))
@@ -378,7 +389,9 @@ class _Training:
                 tested = figures if test else {}
                 measure_stages(self._run, past, trainer, objective, tested=tested, note=watch.note)
         watch.note("saving, and asking the engine the same")
-        self._save(backbone, heads, objective, specs, metrics, reports, trainer, outputs, past)
+        self._save(
+            backbone, heads, objective, specs, metrics, reports, trainer, outputs, past, floors
+        )
         self._clean(checkpoint.FILE, activations.STATES, activations.NOTE)
         self._clean(REPLAYED, anchor.FILE, BEFORE, REFERENCE)
         shutil.rmtree(self._run.folder / START, ignore_errors=True)
@@ -429,6 +442,7 @@ class _Training:
         trainer: Trainer[Any],
         outputs: Sequence[Any],
         past: Past,
+        floors: Mapping[str, ServedFloor],
     ) -> None:
         base = None
         if self._settings.method == "full":
@@ -461,5 +475,6 @@ class _Training:
             outputs=outputs,
             base=base,
             inherited=past.data,
+            floors=floors,
         )
         self._run.update(version=version.reference)

@@ -17,8 +17,9 @@ from gptflow.training.data.source import Source
 from gptflow.training.parts import data_file
 from gptflow.training.runs import DataFile, Run, RunTable
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch
 from gptflow.training.trainer import Update
-from gptflow.training.training import Watch, begin, train
+from gptflow.training.training import begin, train
 from shipped.recipe import MOST, Recipe
 
 Tell = Callable[[str], None]

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,13 @@ READY_SECONDS = 60
 class Process:
     """A GPTFlow process with its log in a file."""
 
-    def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], environment: dict[str, str], log: Path
+    ) -> None:
         self.log = log
         with log.open("wb") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-m", module, *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -97,7 +99,7 @@ def start(
     """Start a process on the server; settings are those of the name in capitals."""
     started: list[Process] = []
 
-    def start_process(module: str, **settings: str) -> Process:
+    def start_process(module: str, *arguments: str, **settings: str) -> Process:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GPTFLOW_")}
         given = {"redis_url": server.url, "model": "scripted", "plugins": "text,testbed"} | settings
         environment = kept | {f"GPTFLOW_{name.upper()}": value for name, value in given.items()}
@@ -105,7 +107,7 @@ def start(
         path = os.pathsep.join(filter(None, [str(testbed), os.environ.get("PYTHONPATH")]))
         environment |= {"PYTHONPATH": path, "TESTBED_NOTES": str(notes)}
         log = tmp_path_factory.mktemp("log") / f"{module}.log"
-        started.append(Process(module, environment, log))
+        started.append(Process(module, arguments, environment, log))
         return started[-1]
 
     yield start_process

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gptflow.training.evaluation.terms import search_terms
+from gptflow.terms import search_terms
 
 K1 = 1.2
 B = 0.75

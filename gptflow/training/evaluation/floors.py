@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gptflow.linear_text import Kind, LinearText
 from gptflow.training.data.requirements import require_classes
 from gptflow.training.data.rows import LABEL, LabelledText, TaggedText
 from gptflow.training.evaluation.bm25 import BM25
 from gptflow.training.evaluation.dictionary_tagger import DictionaryTagger
 from gptflow.training.evaluation.labels import Floats, LabelAnswers
-from gptflow.training.evaluation.linear_text import Kind, LinearText
 from gptflow.training.evaluation.rankings import RankingAnswers, ranks_of
 from gptflow.training.evaluation.sessions import (
     Session,

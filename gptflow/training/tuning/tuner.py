@@ -34,9 +34,10 @@ from gptflow.training.evaluation.summary import write_whole
 from gptflow.training.recording import choose_adapter
 from gptflow.training.runs import DataFile, Run
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch
 from gptflow.training.tracking import tracking
 from gptflow.training.trainer import Update
-from gptflow.training.training import Watch, try_settings
+from gptflow.training.training import try_settings
 from gptflow.training.tuning import space as spaces
 from gptflow.training.tuning.study import (
     ERROR,

@@ -15,8 +15,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptflow import Chosen, Classify, Generate, Input, MultiHead, Output, Prompt, Score, Tag, Task
+from gptflow.cli import main, session
 from gptflow.models import Model, ModelStore
 from gptflow.models.adapter_store import AdapterStore
+from gptflow.plugins import Registry
+from gptflow.testing import registry_of
 from gptflow.training.runs import RunTable
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -233,3 +236,29 @@ def tiny(model_folders: Callable[[str], Path], tmp_path: Path) -> Iterator[Simpl
         dialogue_rows=dialogue_rows, TOPICS=TOPICS,
     )  # fmt: skip
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def gptflow(
+    tiny: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """`gptflow("runs", "list")` in an empty folder, with the tiny model and its tasks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPTFLOW_MODEL", str(tiny.model().path))
+    monkeypatch.setenv("GPTFLOW_DATA_DIR", str(tmp_path / "data"))
+    registry = registry_of(tiny.Topic(), tiny.Names(), tiny.Both(), tiny.Fit(), tiny.Reply())
+    monkeypatch.setattr(Registry, "load", lambda only=None: registry)
+    session._load_registry.cache_clear()
+
+    def invoke(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(args)
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    yield invoke
+    session._load_registry.cache_clear()

@@ -21,7 +21,8 @@ from gptflow.training.data.source import Source
 from gptflow.training.heads import TrainedHeads, pool
 from gptflow.training.parts import data_file
 from gptflow.training.settings import TrainingSettings
-from gptflow.training.training import Watch, begin, train
+from gptflow.training.sitting import Watch
+from gptflow.training.training import begin, train
 
 TEXTS = [(5, 6, 7, 8), (9, 10), (11, 12, 13)]
 GOLD = torch.tensor([0, 1, 2])

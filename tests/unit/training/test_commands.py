@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gptflow.cli import main, session
-from gptflow.plugins import Registry
-from gptflow.testing import registry_of
-
 Outcome = tuple[int, str, str]
 Invoke = Callable[..., Outcome]
 
 QUICK = (
     "--rank", "4", "--batch", "16", "--epochs", "1", "--learning-rate", "3e-3",
-    "--head-learning-rate", "1e-2",
+    "--head-learning-rate", "1e-2", "--no-serve-floor",
 )  # fmt: skip
-
-
-@pytest.fixture
-def gptflow(
-    tiny: SimpleNamespace,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> Iterator[Invoke]:
-    """`gptflow("runs", "list")` in an empty folder, with the tiny model and its tasks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GPTFLOW_MODEL", str(tiny.model().path))
-    monkeypatch.setenv("GPTFLOW_DATA_DIR", str(tmp_path / "data"))
-    registry = registry_of(tiny.Topic(), tiny.Names(), tiny.Both())
-    monkeypatch.setattr(Registry, "load", lambda only=None: registry)
-    session._load_registry.cache_clear()
-
-    def invoke(*args: str) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main(args)
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    yield invoke
-    session._load_registry.cache_clear()
 
 
 @pytest.fixture

@@ -43,8 +43,9 @@ from gptflow.training.recording import TaskRecorder
 from gptflow.training.reservoir import Kept
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch
 from gptflow.training.stages import Stage, Stages
-from gptflow.training.training import FEW, Watch, begin, train
+from gptflow.training.training import FEW, begin, train
 
 QUICK: dict[str, Any] = {
     "rank": 4, "batch": 16, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "epochs": 2,

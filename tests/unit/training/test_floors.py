@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from gptflow.errors import AdapterCorrupt, EmptyData, OneClass
+from gptflow.linear_text import TERMS, WEIGHTS, LinearText
+from gptflow.terms import search_terms, terms
 from gptflow.training.data.rows import LabelledText, Origin, ScoredPair, TaggedText
 from gptflow.training.data.tokens import align
 from gptflow.training.evaluation.bm25 import BM25
@@ -19,10 +21,8 @@ from gptflow.training.evaluation.floors import (
     session_floors,
     tag_floors,
 )
-from gptflow.training.evaluation.linear_text import TERMS, WEIGHTS, LinearText
 from gptflow.training.evaluation.pairs import pair_floors, rank_pairs
 from gptflow.training.evaluation.sessions import item_cosines, neighbour_scores, popularity
-from gptflow.training.evaluation.terms import search_terms, terms
 
 pytest.importorskip("sklearn")
 

@@ -33,8 +33,9 @@ from gptflow.training.objectives.preferences import (
 from gptflow.training.recording import TaskRecorder
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch
 from gptflow.training.trainer import Trainer
-from gptflow.training.training import Watch, begin, data_file, train
+from gptflow.training.training import begin, data_file, train
 
 QUICK: dict[str, Any] = {
     "rank": 4, "batch": 8, "learning_rate": 3e-3, "epochs": 4, "patience": 99,

@@ -25,7 +25,8 @@ from gptflow.training.objectives.texts import TextObjective
 from gptflow.training.pretraining import begin_pretraining
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
-from gptflow.training.training import Watch, data_file, train
+from gptflow.training.sitting import Watch
+from gptflow.training.training import data_file, train
 
 QUICK: dict[str, Any] = {
     "rank": 4, "batch": 8, "learning_rate": 3e-3, "epochs": 3, "window": 24, "patience": 99,

@@ -17,9 +17,10 @@ from gptflow.training.data.source import Source
 from gptflow.training.parts import data_file
 from gptflow.training.runs import Run, RunRecord
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch
 from gptflow.training.tracking import tracking
 from gptflow.training.trainer import Trainer, Update
-from gptflow.training.training import Watch, begin, train
+from gptflow.training.training import begin, train
 
 PNG = b"\x89PNG"
 

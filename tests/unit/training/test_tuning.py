@@ -32,8 +32,8 @@ from gptflow.training.data.source import Source
 from gptflow.training.objectives.labels import LabelObjective
 from gptflow.training.parts import data_file
 from gptflow.training.settings import TrainingSettings
+from gptflow.training.sitting import Watch
 from gptflow.training.trainer import Trainer
-from gptflow.training.training import Watch
 from gptflow.training.training import begin as begin_run
 from gptflow.training.training import train as train_run
 from gptflow.training.tuning import space as spaces
@@ -417,7 +417,7 @@ fixtures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fixtures)
 import torch
 from gptflow.models import ModelStore
-from gptflow.training.training import Watch
+from gptflow.training.sitting import Watch
 from gptflow.training.tuning.study import StudyTable
 from gptflow.training.tuning.tuner import tune
 import contextlib

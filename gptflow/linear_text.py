@@ -2,7 +2,8 @@
 
 Both are one matrix over counted terms, so one class serves either: fitted with scikit-learn,
 kept as a table of terms and safetensors, and asked without scikit-learn. A task whose model
-does not beat its floor serves this.
+does not beat its floor serves this: a head's, in an adapter's folder, is `floor-HEAD.json` and
+`floor-HEAD.safetensors`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptflow.errors import AdapterCorrupt, MissingDependency
-from gptflow.training.evaluation.terms import terms
+from gptflow.terms import terms
 
 Kind = Literal["naive_bayes", "tfidf_logistic"]
 Floats = NDArray[np.float64]
 
 TERMS = "terms.json"
 WEIGHTS = "floor.safetensors"
+
+_IMPOSSIBLE = -1e4
 
 SMOOTHING = 0.1
 """Of naive Bayes, in counts."""
@@ -103,6 +106,33 @@ class LinearText:
             idf=np.asarray(idf, dtype=np.float64),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """That its numbers take in memory."""
+        return self.weights.nbytes + self.bias.nbytes + self.idf.nbytes
+
+    def trimmed(self, most: int) -> Self:
+        """The same with so many terms at most: those that tell labels apart the best.
+
+        A term that is left out counts for nothing, like one that was never seen.
+        """
+        if len(self.vocabulary) <= most:
+            return self
+        spread = np.ptp(self.weights, axis=1) * (self.idf if len(self.idf) else 1.0)
+        kept = np.sort(np.argsort(-spread, kind="stable")[:most])
+        places = {int(old): new for new, old in enumerate(kept)}
+        return dataclasses.replace(
+            self,
+            vocabulary={t: places[row] for t, row in self.vocabulary.items() if row in places},
+            weights=self.weights[kept],
+            idf=self.idf[kept] if len(self.idf) else self.idf,
+        )
+
+    def logits(self, text: str, labels: Sequence[str]) -> list[float]:
+        """One per label, in this order; a label that never occurred is as good as impossible."""
+        own = dict(zip(self.labels, self._logits(text).tolist(), strict=True))
+        return [own.get(label, _IMPOSSIBLE) for label in labels]
+
     def probs(self, texts: Sequence[str]) -> Floats:
         """`[texts, labels]`; terms that were not seen in training count for nothing."""
         logits = np.stack([self._logits(text) for text in texts]) if texts else np.empty((0, 1))
@@ -125,24 +155,26 @@ class LinearText:
         logits: Floats = counts @ self.weights[rows] + self.bias
         return logits
 
-    def save(self, folder: Path) -> None:
-        """Write `terms.json` and `floor.safetensors` (float32)."""
+    def files(self, dtype: type[np.floating[Any]] = np.float32) -> tuple[bytes, bytes]:
+        """What `parse` reads: the terms as JSON, the numbers as safetensors."""
         from safetensors.numpy import save
 
-        from gptflow.training.evaluation.summary import write_whole
-
-        folder.mkdir(parents=True, exist_ok=True)
         described: dict[str, Any] = {
             "kind": self.kind,
             "labels": self.labels,
             "terms": sorted(self.vocabulary, key=self.vocabulary.__getitem__),
         }
         tensors = {
-            name: np.ascontiguousarray(getattr(self, name), dtype=np.float32)
+            name: np.ascontiguousarray(getattr(self, name), dtype=dtype)
             for name in ("weights", "bias", "idf")
         }
-        write_whole(folder / WEIGHTS, save(tensors))
-        write_whole(folder / TERMS, json.dumps(described, ensure_ascii=False).encode())
+        return json.dumps(described, ensure_ascii=False).encode(), save(tensors)
+
+    def save(self, folder: Path) -> None:
+        """Write `terms.json` and `floor.safetensors`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in zip((TERMS, WEIGHTS), self.files(), strict=True):
+            (folder / name).write_bytes(content)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -151,12 +183,27 @@ class LinearText:
         Raises:
             AdapterCorrupt: a file is missing, or does not fit the other.
         """
+        try:
+            terms, weights = (folder / TERMS).read_bytes(), (folder / WEIGHTS).read_bytes()
+        except OSError as error:
+            raise AdapterCorrupt(
+                f"The floor in {folder} cannot be read: {error}.", hint="Train the task again."
+            ) from None
+        return cls.parse(terms, weights, name=str(folder))
+
+    @classmethod
+    def parse(cls, terms: bytes, numbers: bytes, *, name: str) -> Self:
+        """Read what `files` gave.
+
+        Raises:
+            AdapterCorrupt: it is malformed, or one does not fit the other.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         try:
-            described = json.loads((folder / TERMS).read_bytes())
-            tensors = load((folder / WEIGHTS).read_bytes())
+            described = json.loads(terms)
+            tensors = load(numbers)
             weights, bias, idf = (
                 tensors[name].astype(np.float64) for name in ("weights", "bias", "idf")
             )
@@ -168,15 +215,15 @@ class LinearText:
                 bias=bias,
                 idf=idf,
             )
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise AdapterCorrupt(
-                f"The floor in {folder} cannot be read: {error}.", hint="Train the task again."
+                f"The floor in {name} cannot be read: {error}.", hint="Train the task again."
             ) from None
         shape = (len(found.vocabulary), len(found.labels))
         fits = weights.shape == shape and bias.shape == shape[1:] and len(idf) in (0, shape[0])
         if found.kind not in ("naive_bayes", "tfidf_logistic") or not fits:
             raise AdapterCorrupt(
-                f"The floor in {folder} has weights of another shape than its terms and labels.",
+                f"The floor in {name} has weights of another shape than its terms and labels.",
                 hint="Train the task again.",
             )
         return found
