@@ -22,8 +22,8 @@ from gptflow.models.adapter_store import AdapterStore
 from gptflow.queue.embedded import EmbeddedServer
 from gptflow.training.data.source import Source
 from gptflow.training.order import TASK
+from gptflow.training.parts import data_file
 from gptflow.training.runs import RunTable
-from gptflow.training.training import data_file
 
 APP = "taught"
 SECONDS = 120.0

@@ -30,12 +30,13 @@ from gptflow.training.objectives.preferences import (
     PreferenceObjective,
     repetition,
 )
+from gptflow.training.parts import data_file
 from gptflow.training.recording import TaskRecorder
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.sitting import Watch
 from gptflow.training.trainer import Trainer
-from gptflow.training.training import begin, data_file, train
+from gptflow.training.training import begin, train
 
 QUICK: dict[str, Any] = {
     "rank": 4, "batch": 8, "learning_rate": 3e-3, "epochs": 4, "patience": 99,

@@ -22,11 +22,12 @@ from gptflow.request import Request
 from gptflow.training.data.rows import Origin, PlainText
 from gptflow.training.data.source import Source
 from gptflow.training.objectives.texts import TextObjective
+from gptflow.training.parts import data_file
 from gptflow.training.pretraining import begin_pretraining
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
 from gptflow.training.sitting import Watch
-from gptflow.training.training import data_file, train
+from gptflow.training.training import train
 
 QUICK: dict[str, Any] = {
     "rank": 4, "batch": 8, "learning_rate": 3e-3, "epochs": 3, "window": 24, "patience": 99,
