@@ -71,21 +71,10 @@ trying again can help. A message says what happened and to which object; `hint` 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ErrorInfo:
-    """An error as it travels: in a result record, over HTTP, in a batch's output file."""
-
-    code: str
-    message: str
-    hint: str | None = None
-
-    def as_dict(self) -> dict[str, str | None]:
-        return {"code": self.code, "message": self.message, "hint": self.hint}
+from gptflow.error_info import ErrorInfo as ErrorInfo
 
 
 class GPTFlowError(Exception):
@@ -503,19 +492,3 @@ class LeakedRows(DataError):
     """Rows of the test data that are in the training data too."""
 
     code = "GF811"
-
-
-def from_info(info: Mapping[str, Any] | ErrorInfo) -> GPTFlowError:
-    """Rebuild the exception that a result record carries.
-
-    A code that this version does not know becomes `JobFailed`, so that an older client
-    can still read the results of a newer worker.
-    """
-    if not isinstance(info, ErrorInfo):
-        info = ErrorInfo(str(info["code"]), str(info["message"]), info.get("hint"))
-    classes: list[type[GPTFlowError]] = [GPTFlowError]
-    for cls in classes:  # it grows meanwhile
-        if cls.code == info.code:
-            return cls(info.message, hint=info.hint)
-        classes += cls.__subclasses__()
-    return JobFailed(f"[{info.code}] {info.message}", hint=info.hint)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from gptflow.errors import ErrorInfo, GPTFlowError, JobCancelled, JobFailed, from_info
+from gptflow.errors import ErrorInfo, GPTFlowError, JobCancelled, JobFailed
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "expired", "dead"]
 TERMINAL: frozenset[State] = frozenset(("done", "failed", "cancelled", "expired", "dead"))
@@ -132,3 +132,19 @@ def _known(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
     # `dataclasses.fields` looks again each time; a client reads thousands of results a second.
     names = cls.__dataclass_fields__
     return {name: value for name, value in data.items() if name in names}
+
+
+def from_info(info: Mapping[str, Any] | ErrorInfo) -> GPTFlowError:
+    """Rebuild the exception that a result record carries.
+
+    A code that this version does not know becomes `JobFailed`, so that an older client
+    can still read the results of a newer worker.
+    """
+    if not isinstance(info, ErrorInfo):
+        info = ErrorInfo(str(info["code"]), str(info["message"]), info.get("hint"))
+    classes: list[type[GPTFlowError]] = [GPTFlowError]
+    for cls in classes:  # it grows meanwhile
+        if cls.code == info.code:
+            return cls(info.message, hint=info.hint)
+        classes += cls.__subclasses__()
+    return JobFailed(f"[{info.code}] {info.message}", hint=info.hint)

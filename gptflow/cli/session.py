@@ -158,7 +158,8 @@ def _load_registry(only: tuple[str, ...] | None) -> Registry:
 
 def exit_code(result: Result) -> int:
     """0, or the exit code of the error that a job ended in."""
-    from gptflow.errors import JobFailed, from_info
+    from gptflow.errors import JobFailed
+    from gptflow.result import from_info
 
     if result.ok:
         return 0

@@ -29,8 +29,8 @@ from gptflow.errors import (
     JobTimeout,
     QueueFull,
     TaskNotFound,
-    from_info,
 )
+from gptflow.result import from_info
 
 if TYPE_CHECKING:
     from gptflow.cli.outputs import Outputs

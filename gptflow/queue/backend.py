@@ -15,9 +15,9 @@ from celery import states
 from celery.backends.base import BaseBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from gptflow.errors import InvalidInput, JobFailed, JobNotFound, from_info
+from gptflow.errors import InvalidInput, JobFailed, JobNotFound
 from gptflow.queue.store import BLOCK
-from gptflow.result import Result, State
+from gptflow.result import Result, State, from_info
 
 if TYPE_CHECKING:
     from gptflow.queue.app import App

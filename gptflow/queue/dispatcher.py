@@ -29,7 +29,6 @@ from gptflow.errors import (
     JobFailed,
     JobTimeout,
     UntrustedMessage,
-    from_info,
 )
 from gptflow.queue import records
 from gptflow.queue.deltas import DeltaWriter
@@ -39,7 +38,7 @@ from gptflow.queue.reader import Reader, is_id, names_of
 from gptflow.queue.records import Ending
 from gptflow.queue.runtime import Ended, Runtime
 from gptflow.queue.tallies import UNKNOWN, Tallies
-from gptflow.result import Result
+from gptflow.result import Result, from_info
 
 if TYPE_CHECKING:
     from gptflow.queue.follow import Follower

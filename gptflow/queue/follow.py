@@ -21,13 +21,12 @@ from gptflow.errors import (
     JobNotFound,
     QueueFull,
     UntrustedMessage,
-    from_info,
 )
 from gptflow.queue import records
 from gptflow.queue.reader import Reader
 from gptflow.queue.redis_ledger import RedisLedger
 from gptflow.queue.signing import SETTING, chains_allowed
-from gptflow.result import TERMINAL, Result
+from gptflow.result import TERMINAL, Result, from_info
 from gptflow.transport import JobRecord
 
 logger = logging.getLogger(__name__)

@@ -24,13 +24,14 @@ from pydantic import Field
 
 from gptflow.config import Settings
 from gptflow.context import JobContext
-from gptflow.errors import ConfigError, MissingDependency, TrainingBroken, from_info
+from gptflow.errors import ConfigError, MissingDependency, TrainingBroken
 from gptflow.heads import Raw
 from gptflow.hookspecs import hookimpl
 from gptflow.plugins import Registry
 from gptflow.prompt import RenderedPrompt
 from gptflow.queue.crew import Parts
 from gptflow.request import ModelInfo, Request
+from gptflow.result import from_info
 from gptflow.task import Output, Task
 from gptflow.training.order import TASK, Job, Order, require_allowed
 

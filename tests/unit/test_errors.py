@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptflow import errors
-from gptflow.errors import ErrorInfo, GPTFlowError, JobFailed, from_info
+from gptflow.errors import ErrorInfo, GPTFlowError, JobFailed
+from gptflow.result import from_info
 from gptflow.tracebacks import raised_at
 
 

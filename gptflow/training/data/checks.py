@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from gptflow.errors import DataError, ErrorInfo, from_info
+from gptflow.errors import DataError, ErrorInfo
+from gptflow.result import from_info
 from gptflow.training.data import personal_data
 from gptflow.training.data.duplicates import (
     NEAR,

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from gptflow import Context, Input, Result, Task
 from gptflow.config import Settings
-from gptflow.errors import InvalidInput, from_info
+from gptflow.errors import InvalidInput
 from gptflow.heads import Raw
 from gptflow.monitoring import monitors, runner, sources
 from gptflow.monitoring.monitors import Monitor
@@ -18,6 +18,7 @@ from gptflow.monitoring.runner import Failed, Report
 from gptflow.monitoring.series import Opinion
 from gptflow.monitoring.store import Store
 from gptflow.plugins import Registry
+from gptflow.result import from_info
 from gptflow.task import Setup
 
 CLASSIFY = "sentiment.classify"
