@@ -37,6 +37,9 @@ faults: install model ## Break the queue for hours: the fault tests at full size
 adapters: install model ## Train the adapters that the plugins ship, on DATA: hours on a CPU
 	cd plugins && ../$(BIN)/python -m shipped adapters --data $(abspath $(DATA)) --build ../build/adapters
 
+gates: install model ## Measure the shipped adapters on DATA, beside simple models
+	cd plugins && ../$(BIN)/python -m shipped gates --data $(abspath $(DATA)) --build ../build/adapters
+
 lint: install ## Check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +53,4 @@ format: install ## Rewrite the code in the project's style
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help install demo up model test faults adapters lint format clean
+.PHONY: help install demo up model test faults adapters gates lint format clean

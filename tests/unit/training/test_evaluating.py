@@ -83,6 +83,7 @@ def test_the_base_model_and_another_version_are_measured(
             train,
             "--dev",
             train,
+            "--keep-repeats",
             "--json",
             *QUICK,
             "--epochs",
@@ -167,7 +168,7 @@ def test_tags_and_scores_are_measured(
 ) -> None:
     given = str(tiny.jsonl(tmp_path / "rows.jsonl", getattr(tiny, rows)()))
     code, out, err = gptflow(
-        "train", task, "--data", given, "--test", given, "--json", *QUICK, "--epochs", "1"
+        "train", task, "--data", given, "--test", given, "--keep-repeats", "--json", *QUICK, "--epochs", "1"
     )
     assert code == 0, err
     made = json.loads(out)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from gptflow.adapter_info import HEAD_WEIGHTS, LORA_WEIGHTS
 from gptflow.models.adapter_store import AdapterVersion
 from gptflow.training.data.source import Source
+from gptflow.training.parts import data_file
 from gptflow.training.processes import Processes, launch_command
 from gptflow.training.runs import Run
 from gptflow.training.settings import TrainingSettings
-from gptflow.training.training import begin, data_file, train
+from gptflow.training.training import begin, train
 
 SCRIPT = """
 import importlib.util, os, signal, sys

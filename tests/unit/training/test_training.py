@@ -184,7 +184,8 @@ def test_what_is_made_says_what_it_was_made_of(tiny: SimpleNamespace, tmp_path: 
     task = tiny.Topic()
     rows = tiny.topic_rows(6)
     train, test = [row for n, row in enumerate(rows) if n % 6], rows[::6]
-    run = make_run(tiny, tmp_path, task, train, "labels", test=test, gates={"accuracy": 0.99})
+    gates = {"accuracy": 0.99}
+    run = make_run(tiny, tmp_path, task, train, "labels", test=test, gates=gates, dev=0.2)
     version = go(tiny, run, task)
     manifest = version.manifest
     assert manifest.task == "tiny.topic"
