@@ -168,7 +168,17 @@ def test_tags_and_scores_are_measured(
 ) -> None:
     given = str(tiny.jsonl(tmp_path / "rows.jsonl", getattr(tiny, rows)()))
     code, out, err = gptflow(
-        "train", task, "--data", given, "--test", given, "--keep-repeats", "--json", *QUICK, "--epochs", "1"
+        "train",
+        task,
+        "--data",
+        given,
+        "--test",
+        given,
+        "--keep-repeats",
+        "--json",
+        *QUICK,
+        "--epochs",
+        "1",
     )
     assert code == 0, err
     made = json.loads(out)
