@@ -200,7 +200,8 @@ def _write_weights(
     if heads.names:
         weights: dict[str, torch.Tensor] = {}
         for name, head in heads.served().items():
-            weights |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+            weights[f"{name}.weight"] = head.weight.to(storage)
+            weights[f"{name}.bias"] = head.bias.to(storage)
         safetensors.torch.save_file(weights, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
 
 

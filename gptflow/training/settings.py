@@ -66,7 +66,8 @@ class TrainingSettings(BaseModel):
         window: tokens that are read at once in pre-training.
         beta: of preferences, how far the model may go from the one that it was.
         serve_floor: where a simple model is as good as a head, have it answer in the head's place.
-        storage: what LoRA's matrices are rounded to, before they are evaluated and saved.
+        storage: what LoRA's matrices and the heads are rounded to, before they are measured and
+            saved.
         checkpoint_minutes: between two checkpoints.
         device: `auto` takes CUDA where there is a device.
     """

@@ -344,8 +344,10 @@ class _Training:
         train, dev, test, trainer = fit.train, fit.dev, fit.test, fit.trainer
         dev_examples, test_examples = trainer.dev_examples, fit.test_examples
         progress = trainer.progress
+        storage = getattr(torch, settings.storage)
+        round_to(heads.trained, storage)
         if settings.method == "lora":
-            round_to(backbone.parameters, getattr(torch, settings.storage))
+            round_to(backbone.parameters, storage)
         watch.note("measuring")
         with backbone.in_float32():
             outputs = trainer.predict(dev_examples)
