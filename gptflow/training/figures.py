@@ -10,9 +10,15 @@ from gptflow.training.evaluation.summary import Report
 from gptflow.training.objectives.objective import Objective
 
 
+MOST_LABELS = 50
+"""Of a confusion matrix that is shipped."""
+
+
 def without_rows(report: Report) -> Report:
-    """A report without the rows' texts, and without this machine's folders."""
+    """A report without the rows' texts, this machine's folders, and matrices that nobody reads."""
     report = report.without_texts()
+    if report.confusion is not None and len(report.confusion.labels) > MOST_LABELS:
+        report = report.model_copy(update={"confusion": None})
     worst = (w.model_copy(update={"where": w.where.rpartition("/")[2]}) for w in report.worst)
     return report.model_copy(update={"worst": tuple(worst)})
 

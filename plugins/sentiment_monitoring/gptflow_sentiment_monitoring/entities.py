@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gptflow import Context, Input, Output, Prompt, Tag, Tagged, Task, Text
-from gptflow_sentiment_monitoring.text import has_words
+from gptflow import Input, Output, Prompt, Tag, Tagged, Task, Text
 
 # A causal model has read a whole text only in its second copy, so it is that one that is tagged.
 ECHO = Prompt("{{ text }}\n{{ text }}", truncate="text")
@@ -31,12 +30,6 @@ class Entities(Output):
 
 class _FindEntities(Task[Document, Tagged, Entities]):
     prompt = ECHO
-
-    async def run(self, input: Document, ctx: Context) -> Entities:
-        if not has_words(input.text):
-            ctx.abstain("there are no words in the text")
-            return Entities(entities=[])
-        return await super().run(input, ctx)
 
     def postprocess(self, input: Document, raw: Tagged) -> Entities:
         return Entities(
