@@ -94,7 +94,7 @@ def save(
         )
         contents = {"metrics": {n: m.model_dump() for n, m in metrics.items()}, **details}
         (folder / METRICS).write_text(
-            json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            json.dumps(contents, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         (folder / CARD).write_text(model_card(manifest, record), encoding="utf-8")
         files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}

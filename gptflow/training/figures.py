@@ -9,7 +9,6 @@ from gptflow.adapter import Metric
 from gptflow.training.evaluation.summary import Report
 from gptflow.training.objectives.objective import Objective
 
-
 MOST_LABELS = 50
 """Of a confusion matrix that is shipped."""
 
