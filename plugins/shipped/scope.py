@@ -31,14 +31,20 @@ ACCURACY, RECALL = 0.90, 0.60
 
 Floats = NDArray[np.float64]
 
+_JUDGED = ("val", "test", "oos_test")
+_SECONDS = 3600.0
+
 
 def judge_scope(data: Path, tell: Tell) -> list[Gate]:
     """Accuracy in scope and recall out of scope, as served and by both scores."""
     rows = clinc150(data)
     task, engine = serve(RECIPE)
     try:
-        asked = {split: _ask(task, engine, rows[split], tell) for split in
-                 ("train", "val", "test", "oos_test")}  # fmt: skip
+        requests = {split: _requests(task, rows[split]) for split in ("train", *_JUDGED)}
+        tell(f"{RECIPE.alias}: reading {len(rows['train'])} messages of the training")
+        known = _vectors(engine, requests["train"])
+        tell(f"{RECIPE.alias}: asking about {sum(len(rows[s]) for s in _JUDGED)} messages")
+        asked = {split: _Asked(engine, requests[split]) for split in _JUDGED}
     finally:
         engine.close()
     labels = [label for _, label in rows["test"]]
@@ -46,47 +52,43 @@ def judge_scope(data: Path, tell: Tell) -> list[Gate]:
     gates = []
     scores = {
         "energy": {split: each.energy for split, each in asked.items()},
-        "neighbours": {
-            split: neighbourhood(asked[split].vectors, asked["train"].vectors)
-            for split in ("val", "test", "oos_test")
-        },
+        "neighbours": {split: neighbourhood(each.vectors, known) for split, each in asked.items()},
     }
     inside = {"served": (asked["test"].in_scope, asked["oos_test"].in_scope)}
     for name, each in scores.items():
         least = choose_threshold(each["val"], KEEP)
         inside[name] = (each["test"] >= least, each["oos_test"] >= least)
-    for name, (known, strange) in inside.items():
+    for name, (kept, strange) in inside.items():
         where = f"{RECIPE.alias}.scope.{name}"
-        accuracy, recall = float((right & known).mean()), float((~strange).mean())
+        accuracy, recall = float((right & kept).mean()), float((~strange).mean())
         gates.append(Gate(name=f"{where}.accuracy", seen=accuracy, asked=ACCURACY))
         gates.append(Gate(name=f"{where}.recall", seen=recall, asked=RECALL))
     return gates
 
 
 class _Asked:
-    """What the head for everyday intents said."""
+    """What the head for everyday intents says to messages, and their vectors."""
 
-    def __init__(self, raws: Sequence[Choices], vectors: Floats) -> None:
-        chosen = [raw["everyday"] for raw in raws]
+    def __init__(self, engine: TorchEngine, requests: Sequence[Request]) -> None:
+        answers = [engine.submit(request) for request in requests]
+        raws = [answer.result(_SECONDS) for answer in answers]
+        chosen = [raw["everyday"] for raw in raws if isinstance(raw, Choices)]
         self.labels = [each.label for each in chosen]
         self.in_scope = np.array([each.in_scope for each in chosen])
         self.energy = energy(np.array([list(each.scores.values()) for each in chosen]))
-        self.vectors = vectors
+        self.vectors = _vectors(engine, requests)
 
 
-def _ask(task: AnyTask, engine: TorchEngine, rows: Sequence[tuple[str, str]], tell: Tell) -> _Asked:
+def _requests(task: AnyTask, rows: Sequence[tuple[str, str]]) -> list[Request]:
     settings = Settings()
     model = ModelStore(settings.cache_dir, offline=settings.offline).find(settings.model)
-    tell(f"{RECIPE.alias}: asking about {len(rows)} messages")
-    recorder = TaskRecorder(task, Vocabulary.from_folder(model.path), context=2048)
-    requests = recorder.record([text for text, _ in rows])
-    raws = [engine.submit(request) for request in requests]
+    recorder = TaskRecorder(task, Vocabulary.from_folder(model.path), context=settings.slot_tokens)
+    return recorder.record([text for text, _ in rows])
+
+
+def _vectors(engine: TorchEngine, requests: Sequence[Request]) -> Floats:
+    """`[messages, width]`: what the head is given."""
     embed = Embed(pooling="last", adapter=RECIPE.alias)
-    vectors = [engine.submit(Request(prompt=r.prompt, head=embed)) for r in requests]
-    found = [each.result(600) for each in raws]
-    states = [each.result(600) for each in vectors]
-    assert all(isinstance(each, Choices) for each in found)
-    return _Asked(
-        [each for each in found if isinstance(each, Choices)],
-        np.array([each.vector for each in states if isinstance(each, Embedded)]),
-    )
+    answers = [engine.submit(Request(prompt=r.prompt, head=embed)) for r in requests]
+    found = [answer.result(_SECONDS) for answer in answers]
+    return np.array([each.vector for each in found if isinstance(each, Embedded)])
