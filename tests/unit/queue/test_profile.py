@@ -30,7 +30,7 @@ def test_the_gpu_process_uses_the_gpu_whatever_the_environment_says(
 
     devices: list[str] = []
 
-    def stop(settings: config.Settings) -> None:
+    def stop(settings: config.Settings, **_: object) -> None:
         devices.append(settings.device)
         raise SystemExit(0)
 
