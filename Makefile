@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
+PROCESSES ?= 4
 
 PROJECTS := pyproject.toml $(wildcard workers/pyproject.toml plugins/*/pyproject.toml)
 
@@ -29,10 +30,12 @@ ifneq ($(findstring gemma,$(GPTFLOW_ACCEPT_LICENCES)),)
 endif
 
 test: install model ## Run every test that needs no GPU, but those that break the queue
-	$(BIN)/pytest --ignore=tests/faults --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --ignore=tests/faults \
+	    $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 faults: install model ## Break the queue for hours: the fault tests at full size, with real leases
-	$(BIN)/pytest tests/faults tests/integration/queue/test_ledger_model.py --nightly
+	$(BIN)/pytest tests/faults tests/integration/queue/test_ledger_model.py \
+	    tests/unit/engine/test_random.py --nightly
 
 adapters: install model ## Train the adapters that the plugins ship, on DATA: hours on a CPU
 	cd plugins && ../$(BIN)/python -m shipped adapters --data $(abspath $(DATA)) --build ../build/adapters

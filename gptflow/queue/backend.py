@@ -75,6 +75,8 @@ class LedgerBackend(BaseBackend):
         try:
             record = transport.job(job_id)
             result = transport.store.result(job_id)
+            if result is not None and record.finished is None:  # it has ended in between
+                record = transport.job(job_id)
         except JobNotFound:
             return {"task_id": task_id, "status": states.PENDING, "result": None}
         if result is not None:

@@ -241,7 +241,8 @@ def alive(kind) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ten_thousand_requests_leave_nothing_behind(make_engine, adapters):
+def test_thousands_of_requests_leave_nothing_behind(make_engine, adapters, pytestconfig):
+    waves = 18 if pytestconfig.getoption("--nightly") else 4
     size = make_engine().load_adapter("a", adapters["a0"]).nbytes
     limit = 4 * size  # two thirds of them
     engine = make_engine(slots=24, step_tokens=256, prefix_bytes=200_000, adapter_bytes=limit)
@@ -282,16 +283,17 @@ def test_ten_thousand_requests_leave_nothing_behind(make_engine, adapters):
     answers = wave(500) + wave(500)
     gc.collect()
     warm = resident()
-    answers += sum(wave(500) for _ in range(18))
-    assert answers > 7000
+    answers += sum(wave(500) for _ in range(waves))
+    count = 500 * (2 + waves)
+    assert answers > 0.7 * count
     assert_nothing_left(engine)
     stats = engine.stats()
-    assert stats["requests"] > 8000
-    assert stats["cancelled"] > 100
+    assert stats["requests"] > 0.8 * count
+    assert stats["cancelled"] > 0.01 * count
     assert stats["failures"].keys() <= {"GF504", "GF700"}
     assert stats["prefix_bytes"] <= 200_000
     assert stats["adapter_bytes"] <= limit
-    assert stats["adapter_reloads"] > 100
+    assert stats["adapter_reloads"] > 0.01 * count
     assert stats["baselines"] <= 1024
     assert len(engine._deadlines) < 2500
     for line in engine._scheduler._waiting._lines.values():
