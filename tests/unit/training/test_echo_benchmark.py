@@ -1,0 +1,42 @@
+"""The benchmark of reading a text once and twice runs through, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import echo_tagging
+
+
+@pytest.fixture
+def arguments(tiny: SimpleNamespace, tmp_path: Path) -> list[str]:
+    sentences = [
+        [(name, "B-name"), ("lives", "O"), ("in", "O"), (place, "B-place")]
+        for name in ("Ada", "Bob", "Eve", "Max")
+        for place in ("Paris", "Oslo", "Rome", "Lima")
+    ]
+    for part, chosen in (("train", sentences), ("test", sentences[::5])):
+        lines = ["\n".join(f"{word} {tag}" for word, tag in sentence) for sentence in chosen]
+        (tmp_path / f"{part}.conll").write_text("\n\n".join(lines) + "\n")
+    return [
+        *(f"--{part}={tmp_path / part}.conll" for part in ("train", "test")),
+        f"--out={tmp_path / 'out'}", f"--model={tiny.model().path}", "--epochs=1", "--rank=2",
+        "--layers=all",
+    ]  # fmt: skip
+
+
+def test_both_arms_are_measured_once(arguments: list[str], tmp_path: Path) -> None:
+    first = CliRunner().invoke(echo_tagging.main, [*arguments, "--gate=-100"])
+    assert first.exit_code == 0, first.output
+    assert "twice: step" in first.output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    once, twice = found["arms"]["once"], found["arms"]["twice"]
+    assert twice["tokens"] > 1.5 * once["tokens"]
+    assert found["gain"] == pytest.approx(100 * (twice["entity_f1"] - once["entity_f1"]))
+    again = CliRunner().invoke(echo_tagging.main, [*arguments, "--gate=101"])
+    assert again.exit_code == 1
+    assert "step" not in again.output  # both arms are done
