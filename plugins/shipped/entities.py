@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from gptflow.cleaning import clean
 from shipped.recipe import UPPER, Recipe, Rows
 
 Split = Literal["train", "dev", "test"]
@@ -20,9 +21,11 @@ def _prepare(
     out.mkdir(parents=True, exist_ok=True)
     for split, file in files.items():
         path = out / f"{split}.conll"
-        lines = gzip.decompress((data / file).read_bytes()).splitlines(keepends=True)
+        text = gzip.decompress((data / file).read_bytes()).decode()
         # Without the borders of documents: of five, none can be put aside to choose by.
-        path.write_bytes(b"".join(line for line in lines if not line.startswith(b"-DOCSTART-")))
+        lines = [line for line in text.split("\n") if not line.startswith("-DOCSTART-")]
+        # Without the invisible characters within words, which a task takes out of its input.
+        path.write_text("\n".join(map(clean, lines)), encoding="utf-8")
         made.append(Rows(path=path, split=split, name=name, licence=licence))
     return made
 
@@ -42,7 +45,7 @@ POSTS = Recipe(
         "WNUT17 Emerging Entities",
         "CC BY 4.0",
     ),
-    settings={**UPPER, "epochs": 5, "evaluations": 1},
+    settings={**UPPER, "epochs": 3, "evaluations": 1},
     gates={"entity_f1": 0.30},
 )
 
