@@ -1,7 +1,7 @@
 """Interest: which area of a web site a visitor went to last (UCI Anonymous Microsoft Web Data).
 
-A row is a history of titles and one more title: the visitor's own (1), or one that the visitor never
-went to (0), drawn as often as its popularity to the power of 0.75 says (Mikolov et al. 2013).
+A row is a history of titles and one more title: the visitor's own (1), or one that the visitor
+never went to (0), drawn as often as its popularity to the power of 0.75 says (Mikolov et al. 2013).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def prepare(data: Path, out: Path) -> Sequence[Rows]:
     counts = Counter(title for titles in visits["data"].values() for title in titles)
     popularity = {title: count**_POWER for title, count in counts.items()}
 
-    generator = random.Random(0)
+    generator = random.Random(0)  # noqa: S311  not for secrets
     visitors = list(visits["data"])
     generator.shuffle(visitors)
     last = {user: len(visits["data"][user]) - 1 for user in visitors}
     dev = _choose(visits["data"], last, DEV, alike=1)
     train = _choose(visits["data"], {u: last[u] for u in last if u not in dev}, TRAIN, alike=ALIKE)
 
-    by_lot = random.Random(0)
+    by_lot = random.Random(0)  # noqa: S311  not for secrets
     place = {user: by_lot.randrange(len(titles)) for user, titles in visits["test"].items()}
     tested = list(place)
     generator.shuffle(tested)

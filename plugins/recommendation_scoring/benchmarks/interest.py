@@ -119,10 +119,13 @@ def main() -> None:
 
     own, targets = [histories[user] for user in users], [right[user] for user in users]
     mask = seen(own, len(areas))
+    popular = np.tile(popularity(sessions, len(areas)), (len(own), 1))
+    words = jaccard(titles, own)
     tables = {
-        "popularity": np.tile(popularity(sessions, len(areas)), (len(own), 1)),
+        "popularity": popular,
         "neighbours": neighbour_scores(item_cosines(sessions, len(areas)), own),
-        "title Jaccard": jaccard(titles, own),
+        "title Jaccard": words,
+        "... ties by popularity": words + popular / (1e4 * popular.max()),
         f"interest ({'likelihood' if arguments.base else 'trained'})": np.array(
             [done[user] for user in users]
         ),

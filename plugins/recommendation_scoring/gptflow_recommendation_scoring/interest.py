@@ -9,9 +9,9 @@ Three ways to ask; the first two are read off log-probabilities:
     trained      a head's number for the item behind the history, where there is an adapter that
                  learnt it; one request an item, all of which share the history
 
-What is subtracted by the first two cancels what the model thinks of an item whoever the user is (Zhao et al.
-2021, "Calibrate Before Use"). An item's text is never an instruction: the first way asks
-nothing that it could answer.
+What is subtracted by the first two cancels what the model thinks of an item whoever the user is
+(Zhao et al. 2021, "Calibrate Before Use"). An item's text is never an instruction: the first way
+asks nothing that it could answer.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from gptflow.heads import Scored
 from gptflow.prompt import Prompt
-from gptflow.task import Context, Input, Output, Task, Text
+from gptflow.task import Context, Input, Output, Task
 from gptflow_recommendation_scoring import interest
 from gptflow_recommendation_scoring.defaults import NEWEST_EVENTS
 from gptflow_recommendation_scoring.schema import Id, Title
@@ -80,9 +80,7 @@ class ScoreInterest(Task[Titles, Scored, Interests]):
         else:
             taste = Taste.of_titles(input.history[-NEWEST_EVENTS:])
             found = await interest.by_likelihood(ctx, self.history, self.nobody, taste, texts)
-        scored = [
-            (item, each.margin or 0.0) for item, each in zip(input.items, found, strict=True)
-        ]
+        scored = [(item, each.margin or 0.0) for item, each in zip(input.items, found, strict=True)]
         scored.sort(key=lambda pair: (-pair[1], pair[0].id, pair[0].title))
         return Interests(
             items=[
