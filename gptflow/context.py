@@ -102,6 +102,23 @@ class JobContext:
         if self._job.on_delta is not None:
             self._job.on_delta(Delta(text))
 
+    def trained(self, head: Head) -> bool:
+        """Whether an adapter is at hand that was trained for this head."""
+        match head:
+            case Classify() | MultiHead():
+                kind = "classify"
+            case Tag():
+                kind = "tag"
+            case Score():
+                kind = "score"
+            case _:
+                return False
+        if head.adapter is None:
+            return False
+        self._hold(head.adapter)
+        info = self._info(head.adapter)
+        return info is not None and info.answers(kind)
+
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         return await self._map(dataclasses.replace(self._job, seed=self._seed), task, inputs)
 
@@ -165,7 +182,7 @@ class JobContext:
         values = dict(variables or {})
         self._hold(head.adapter)
         match head:
-            case Classify() | MultiHead() | Tag() if self._is_trained(head):
+            case Classify() | MultiHead() | Tag() if self.trained(head):
                 try:
                     return await self._ask_trained(head, prompt, values)
                 except AdapterNotFound:  # it has just been unloaded
@@ -190,13 +207,6 @@ class JobContext:
                 fitted = await self._fit(head, prompt, values)
                 baseline = _baseline(head, prompt, fitted)
                 return await self._submit(head, fitted.prompt, baseline=baseline, stream=stream)
-
-    def _is_trained(self, head: Classify | MultiHead | Tag) -> bool:
-        """Whether an adapter is at hand that was trained for this head."""
-        if head.adapter is None:
-            return False
-        info = self._info(head.adapter)
-        return info is not None and info.answers("tag" if isinstance(head, Tag) else "classify")
 
     def _hold(self, alias: str | None) -> None:
         """Keep the version of an adapter that the job has met first until the job ends.

@@ -217,6 +217,13 @@ class Context(Protocol):
         """The general form of the methods above, for any head."""
         ...
 
+    def trained(self, head: Head) -> bool:
+        """Whether an adapter is at hand that was trained for this head.
+
+        It stays at hand until the job ends, so that a task may do without it in its own way.
+        """
+        ...
+
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         """Run another task on many inputs, as a batch through the queue where there is one."""
         ...

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from gptflow.adapter_info import AdapterInfo
 from gptflow.context import Job
 from gptflow.executor import Executor
 from gptflow.heads import Choose, Classify, Generate, Json, MultiHead, Raw, Score, Tag
@@ -160,6 +161,35 @@ def test_classify_may_fall_back_to_a_prompt_of_its_own():
 
     _, requests = run(step)
     assert texts(requests) == ["A prompt of its own: hello"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "trained"),
+    [
+        ("score", Score(adapter="x"), True),
+        ("score", Score(adapter="y"), False),
+        ("score", Score(), False),
+        ("score", Classify(labels=("good", "bad"), adapter="x"), False),
+        ("classify", Classify(labels=("good", "bad"), adapter="x"), True),
+        ("tag", Tag(labels=("name", "place"), adapter="x"), True),
+        ("tag", Generate(adapter="x"), False),
+    ],
+)
+def test_a_task_may_ask_whether_a_head_is_trained(kind, head, trained):
+    class Known(AdapterInfo):
+        def answers(self, asked):
+            return asked == kind
+
+    class Engine(ScriptedEngine):
+        def adapters(self):
+            return {"x": Known(alias="x", sha256="0", manifest=None, rank=0, nbytes=0)}
+
+    async def step(task, values, ctx):
+        return str(ctx.trained(head))
+
+    result, requests = run(step, engine=Engine())
+    assert result.output == {"value": str(trained)}
+    assert not requests
 
 
 def test_multihead_answers_for_every_head():

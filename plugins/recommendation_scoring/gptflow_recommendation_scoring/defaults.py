@@ -41,3 +41,9 @@ DIVERSITY = 0.3
 
 MODEL_CANDIDATES = 50
 """Candidates that the model reads; a cheaper score chooses them."""
+
+ADAPTER = "interest"
+"""The alias of the adapter that is trained on what people went on to."""
+
+READ_BY_HEAD = 10
+"""Titles of the history that the trained head reads, the newest; what it was trained on."""

@@ -1,27 +1,34 @@
 """Interest: how much a user's history speaks for an item, as the model sees it.
 
-Two ways to ask, both read off log-probabilities:
+Three ways to ask; the first two are read off log-probabilities:
 
     likelihood   log P(item's text | history), less the same behind a history of nobody in
                  particular; two requests in all, the items are branches of them
     yes_no       log P(Yes) - log P(No) behind a question, less the same without a history;
                  two requests an item
+    trained      a head's number for the item behind the history, where there is an adapter that
+                 learnt it; one request an item, all of which share the history
 
-What is subtracted cancels what the model thinks of an item whoever the user is (Zhao et al.
-2021, "Calibrate Before Use"). An item's text is never an instruction: the first way asks
-nothing that it could answer.
+What is subtracted by the first two cancels what the model thinks of an item whoever the user is
+(Zhao et al. 2021, "Calibrate Before Use"). An item's text is never an instruction: the first way
+asks nothing that it could answer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 from gptflow.concurrency import gather
+from gptflow.heads import Score, Scored
 from gptflow.prompt import Prompt
 from gptflow.task import Context
+from gptflow_recommendation_scoring.defaults import ADAPTER, READ_BY_HEAD
 from gptflow_recommendation_scoring.schema import Interest
-from gptflow_recommendation_scoring.taste import Taste, one_line
+from gptflow_recommendation_scoring.taste import TITLE, Taste, one_line
+
+HEAD = Score(each="items", adapter=ADAPTER)
 
 _ITEM = 200
 """Characters of an item that the model reads."""
@@ -72,6 +79,20 @@ async def by_question(
     items = [one_line(text, _ITEM) for text in texts]
     scored = await ctx.score(prompt, {"history": "; ".join(lines)}, items, baseline={"history": ""})
     return [_interest(value) for value in scored.values]
+
+
+async def by_head(
+    ctx: Context, prompt: Prompt, titles: Sequence[str], texts: Sequence[str]
+) -> list[Interest]:
+    """What the trained head makes of each text. Differences are log odds, as in pairs learnt.
+
+    Args:
+        titles: the history, what counts most last.
+    """
+    history = "\n- ".join(one_line(title, TITLE) for title in titles[-READ_BY_HEAD:])
+    items = [one_line(text, _ITEM) for text in texts]
+    raw = cast(Scored, await ctx.ask(HEAD, prompt, {"history": history, "items": items}))
+    return [_interest(value) for value in raw.values]
 
 
 def _interest(margin: float) -> Interest:

@@ -26,6 +26,7 @@ Time = Annotated[datetime, AfterValidator(_in_utc)]
 """ISO 8601 or Unix seconds; UTC where it names no zone."""
 
 Id = Annotated[Text, Field(max_length=256)]
+Title = Annotated[Text, Field(max_length=20_000)]
 ItemText = Annotated[str, Field(max_length=20_000)]
 
 
@@ -79,7 +80,7 @@ class RankInput(Input):
     category_cap: int | None = Field(None, ge=1, description="most items of one category")
     drop_seen: bool = Field(True, description="False where people buy the same things again")
     max_model_candidates: int = Field(defaults.MODEL_CANDIDATES, ge=0, le=500)
-    judge: Literal["likelihood", "yes_no"] = Field(
+    judge: Literal["likelihood", "yes_no", "trained"] = Field(
         "likelihood", description="how the model is asked for its interest; see the README"
     )
     now: Time | None = Field(None, description="by default the time at which the job runs")

@@ -28,6 +28,7 @@ class Rank(Task[RankInput, Scored, RankOutput]):
     history = Prompt.file("history.j2", truncate="history", keep="end")
     nobody = Prompt.file("nobody.j2")
     yes_no = Prompt.file("yes_no.j2", truncate="history", keep="end")
+    next = Prompt.file("next.j2", truncate="history", keep="end")
 
     async def run(self, input: RankInput, ctx: Context) -> RankOutput:
         now = input.now or utc_now()
@@ -50,9 +51,14 @@ class Rank(Task[RankInput, Scored, RankOutput]):
     ) -> list[Interest]:
         if not texts:
             return []
-        if input.judge == "likelihood":
-            return await interest.by_likelihood(ctx, self.history, self.nobody, taste, texts)
-        return await interest.by_question(ctx, self.yes_no, taste, texts)
+        if input.judge == "yes_no":
+            return await interest.by_question(ctx, self.yes_no, taste, texts)
+        if input.judge == "trained":
+            if ctx.trained(interest.HEAD):
+                titles = [text for text, _ in taste.texts]
+                return await interest.by_head(ctx, self.next, titles, texts)
+            ctx.warn(f"There is no adapter {interest.HEAD.adapter!r}; `likelihood` judged.")
+        return await interest.by_likelihood(ctx, self.history, self.nobody, taste, texts)
 
 
 def _warn(slate: ranking.Slate, ctx: Context) -> None:

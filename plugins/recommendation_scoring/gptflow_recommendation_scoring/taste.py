@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from gptflow_recommendation_scoring import defaults
 from gptflow_recommendation_scoring.defaults import EventKind
 from gptflow_recommendation_scoring.schema import Event, RankInput
 
-_LINE = 160
+TITLE = 160
 """Characters of one item that the model is shown: a title and a line of description."""
 
 
@@ -58,17 +59,26 @@ class Taste:
         entries = [
             Entry(
                 item_id=item_id,
-                text=one_line(events[-1][1].text, _LINE),
+                text=one_line(events[-1][1].text, TITLE),
                 event=max((event.event for _, event in events), key=weights.__getitem__),
                 weight=sum(weight for weight, _ in events),
             )
             for item_id, events in by_item.items()
         ]
-        profile = one_line(input.user.profile, _LINE)
+        profile = one_line(input.user.profile, TITLE)
         return cls(profile, tuple(sorted(entries, key=lambda e: (e.weight, e.item_id))))
 
     def __bool__(self) -> bool:
         return bool(self.profile or self.entries)
+
+    @classmethod
+    def of_titles(cls, titles: Sequence[str]) -> Taste:
+        """The taste of whom nothing is known but titles, all of which weigh the same."""
+        entries = (
+            Entry(item_id=str(number), text=one_line(title, TITLE), event="view", weight=1.0)
+            for number, title in enumerate(titles)
+        )
+        return cls("", tuple(entries))
 
     @property
     def texts(self) -> tuple[tuple[str, float], ...]:
