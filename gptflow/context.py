@@ -191,12 +191,26 @@ class JobContext:
                 baseline = _baseline(head, prompt, fitted)
                 return await self._submit(head, fitted.prompt, baseline=baseline, stream=stream)
 
-    def _is_trained(self, head: Classify | MultiHead | Tag) -> bool:
-        """Whether an adapter is at hand that was trained for this head."""
-        if head.adapter is None:
+    def is_trained(self, head: Head) -> bool:
+        self._hold(head.adapter)
+        if not self._is_trained(head):
             return False
-        info = self._info(head.adapter)
-        return info is not None and info.answers("tag" if isinstance(head, Tag) else "classify")
+        info = None if head.adapter is None else self._info(head.adapter)
+        return info is None or info.manifest is None or not info.manifest.loses
+
+    def _is_trained(self, head: Head) -> bool:
+        """Whether an adapter is at hand that was trained for this head."""
+        info = None if head.adapter is None else self._info(head.adapter)
+        match head:
+            case Classify() | MultiHead():
+                kind = "classify"
+            case Tag():
+                kind = "tag"
+            case Score():
+                kind = "score"
+            case _:
+                return info is not None
+        return info is not None and info.answers(kind)
 
     def _hold(self, alias: str | None) -> None:
         """Keep the version of an adapter that the job has met first until the job ends.

@@ -217,6 +217,13 @@ class Context(Protocol):
         """The general form of the methods above, for any head."""
         ...
 
+    def is_trained(self, head: Head) -> bool:
+        """Whether an adapter answers this head, one that its report finds better than its floor.
+
+        For a task that has a simple method of its own to answer by where there is none.
+        """
+        ...
+
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         """Run another task on many inputs, as a batch through the queue where there is one."""
         ...

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from shipped import customer_intents, entities, finance_tweets
+from shipped import answer_match, customer_intents, entities, finance_tweets
 from shipped.gates import Gate, judge
 from shipped.making import make
 from shipped.recipe import Recipe
@@ -21,6 +21,7 @@ RECIPES = {
         customer_intents.RECIPE,
         entities.POSTS,
         entities.FILINGS,
+        answer_match.RECIPE,
     )
 }
 
