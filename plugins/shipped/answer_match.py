@@ -1,8 +1,8 @@
 """Answer matching: which reply fits, from dialogues between customers and agents.
 
 Of each question one reply is right, the one that the agent gave. Wrong ones are replies to the same
-intent in other dialogues, and those that share most words with the question (hard negatives by
-BM25, as in Karpukhin et al. 2020, "Dense Passage Retrieval").
+intent in other dialogues; in training, also those that share most words with the question (hard
+negatives by BM25, as in Karpukhin et al. 2020, "Dense Passage Retrieval").
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ SHORTEST = 3
 """Words of a reply."""
 ALIKE = 0.5
 """Share of words in common from which on two replies say the same."""
-HARD = 50
-"""Replies, of those that share most words with a question, to take wrong ones from."""
+HARD: Mapping[Split, int] = {"train": 2, "dev": 0, "test": 0}
+"""Of the candidates. In a test they would be chosen against BM25, which is its floor."""
+NEAR = 50
+"""Replies, of those that share most words with a question, to take the hard ones from."""
 
 _COURTESIES = ({"GOODBYE"}, {"REQ_MORE"})
 """Acts of replies that would fit anywhere."""
@@ -73,9 +75,9 @@ def prepare(data: Path, out: Path) -> Sequence[Rows]:
 
 
 def split(dialogues: Sequence[Mapping[str, Any]]) -> dict[Split, list[Mapping[str, Any]]]:
-    """Whole dialogues by split, the same ones each time."""
+    """Whole dialogues by split."""
     order = sorted(dialogues, key=lambda dialogue: str(dialogue["id"]))
-    random.Random(0).shuffle(order)
+    random.Random(0).shuffle(order)  # noqa: S311  the same split each time
     parts: dict[Split, list[Mapping[str, Any]]] = {}
     start, share = 0, 0.0
     for name in SPLITS:
@@ -93,7 +95,7 @@ def rows(
     Args:
         asked: questions that are taken; the new ones are added.
     """
-    draw = random.Random(name)
+    draw = random.Random(name)  # noqa: S311  the same rows each time
     said = [exchange for dialogue in dialogues for exchange in exchanges(dialogue)]
     wrong = _Wrong(said, draw)
     order = draw.sample(said, len(said))
@@ -104,7 +106,7 @@ def rows(
             break
         if exchange.question.casefold() in asked:
             continue
-        found = wrong.replies(exchange, CANDIDATES[name] - 1)
+        found = wrong.replies(exchange, CANDIDATES[name] - 1, hard=HARD[name])
         if len(found) < CANDIDATES[name] - 1:
             continue
         asked.add(exchange.question.casefold())
@@ -149,17 +151,16 @@ class _Wrong:
         for place, each in enumerate(said):
             self._by_intent[each.intent].append(place)
 
-    def replies(self, asked: Exchange, count: int) -> list[str]:
-        """Up to `count`, half of them with the question's words, the rest to its intent."""
+    def replies(self, asked: Exchange, count: int, *, hard: int) -> list[str]:
+        """Up to `count`: up to `hard` with the question's words, the rest to its intent."""
         scores = self._index.scores(asked.question)
-        hard = [int(n) for n in np.argsort(-scores, kind="stable")[:HARD] if scores[n] > 0]
+        near = [int(n) for n in np.argsort(-scores, kind="stable")[:NEAR] if scores[n] > 0]
         same = self._by_intent[asked.intent]
         taken = [frozenset(search_terms(asked.reply))]
         found: list[str] = []
         pools = (
-            (self._draw.sample(hard, len(hard)), count // 2),
+            (self._draw.sample(near, len(near)), hard),
             (self._draw.sample(same, len(same)), count),
-            (hard, count),
         )
         for pool, most in pools:
             for place in pool:

@@ -107,9 +107,7 @@ def _bm25(question: str, texts: Sequence[str]) -> list[float]:
     return scores
 
 
-def _ranked(
-    input: Question, scores: Sequence[float], by: Literal["bm25", "adapter"]
-) -> Matches:
+def _ranked(input: Question, scores: Sequence[float], by: Literal["bm25", "adapter"]) -> Matches:
     pairs = zip(input.ids, scores, strict=True)
     best = sorted(pairs, key=lambda pair: -pair[1])
     return Matches(ranked=[Ranked(id=name, score=score) for name, score in best], by=by)
