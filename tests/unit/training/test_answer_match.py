@@ -127,6 +127,9 @@ def test_the_task_is_trained_measured_and_served(
     )  # fmt: skip
     assert code == 0, err
     made = json.loads(out)["metrics"]["mrr"]
+    [metrics] = (tmp_path / "data" / "adapters" / "answer_match").glob("2*/metrics.json")
+    assert "test.jsonl:" in metrics.read_text()
+    assert not any(word in metrics.read_text() for word in ("please", "Number"))  # the data's own
     code, out, err = gptflow(
         "eval", "customer.match", "--data", test, "--adapter", "answer_match", "--json"
     )
