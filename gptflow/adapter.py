@@ -271,6 +271,12 @@ class Manifest(_Strict):
                 )
         return tuple(words)
 
+    @property
+    def loses(self) -> bool:
+        """Whether a simple model is as good by the figure that the adapter is judged by."""
+        metric = self.metrics.get(self.primary)
+        return metric is not None and metric.floor is not None and metric.value <= metric.floor
+
     def _is_floors(self, figure: str) -> bool:
         """Whether simple models answer in place of all heads that a figure is of."""
         head, dot, _ = figure.rpartition(".")

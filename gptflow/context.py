@@ -102,8 +102,16 @@ class JobContext:
         if self._job.on_delta is not None:
             self._job.on_delta(Delta(text))
 
-    def trained(self, head: Head) -> bool:
+    def is_trained(self, head: Head) -> bool:
+        self._hold(head.adapter)
+        info = None if head.adapter is None else self._info(head.adapter)
+        if info is None or not self._has_head(head):
+            return False
+        return info.manifest is None or not info.manifest.loses
+
+    def _has_head(self, head: Head) -> bool:
         """Whether an adapter is at hand that was trained for this head."""
+        info = None if head.adapter is None else self._info(head.adapter)
         match head:
             case Classify() | MultiHead():
                 kind = "classify"
@@ -113,10 +121,6 @@ class JobContext:
                 kind = "score"
             case _:
                 return False
-        if head.adapter is None:
-            return False
-        self._hold(head.adapter)
-        info = self._info(head.adapter)
         return info is not None and info.answers(kind)
 
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
@@ -182,7 +186,7 @@ class JobContext:
         values = dict(variables or {})
         self._hold(head.adapter)
         match head:
-            case Classify() | MultiHead() | Tag() if self.trained(head):
+            case Classify() | MultiHead() | Tag() if self._has_head(head):
                 try:
                     return await self._ask_trained(head, prompt, values)
                 except AdapterNotFound:  # it has just been unloaded

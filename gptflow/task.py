@@ -217,10 +217,11 @@ class Context(Protocol):
         """The general form of the methods above, for any head."""
         ...
 
-    def trained(self, head: Head) -> bool:
-        """Whether an adapter is at hand that was trained for this head.
+    def is_trained(self, head: Head) -> bool:
+        """Whether an adapter answers this head, one that its report finds better than its floor.
 
-        It stays at hand until the job ends, so that a task may do without it in its own way.
+        It stays at hand until the job ends. For a task that has a simple method of its own, which
+        answers where there is none.
         """
         ...
 

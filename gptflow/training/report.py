@@ -158,7 +158,7 @@ def report_rankings(
     worst = tuple(
         Worst(
             where=str(answers.names[place] if answers.names else place),
-            text="",
+            text=_short(answers.texts[place]) if answers.texts else "",
             right="place 1",
             answer=f"place {answers.ranks[place]}" if answers.ranks[place] else "not ranked",
             score=float(answers.ranks[place]),

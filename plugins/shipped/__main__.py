@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from shipped import customer_intents, entities, finance_tweets, interest
+from shipped import answer_match, customer_intents, entities, finance_tweets, interest
 from shipped.gates import Gate, judge
 from shipped.making import make
 from shipped.recipe import Recipe
@@ -22,6 +22,7 @@ RECIPES = {
         entities.POSTS,
         entities.FILINGS,
         interest.RECIPE,
+        answer_match.RECIPE,
     )
 }
 

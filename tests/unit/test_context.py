@@ -185,7 +185,7 @@ def test_a_task_may_ask_whether_a_head_is_trained(kind, head, trained):
             return {"x": Known(alias="x", sha256="0", manifest=None, rank=0, nbytes=0)}
 
     async def step(task, values, ctx):
-        return str(ctx.trained(head))
+        return str(ctx.is_trained(head))
 
     result, requests = run(step, engine=Engine())
     assert result.output == {"value": str(trained)}

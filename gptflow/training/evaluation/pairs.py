@@ -33,19 +33,20 @@ def rank_pairs(
     """
     if len(scores) != len(rows):
         raise ValueError(f"{len(scores)} scores for {len(rows)} rows")
-    ranks, names = [], []
+    ranks, names, texts = [], [], []
     for query, places in _by_query(rows).items():
         right = [float(scores[place]) for place in places if rows[place].score > RIGHT]
         wrong = [float(scores[place]) for place in places if rows[place].score <= RIGHT]
         if right and wrong:
             ranks.append(1 + sum(score >= max(right) for score in wrong))
-            names.append(query)
+            names.append(str(rows[places[0]].origin))
+            texts.append(query)
     if not ranks:
         raise EmptyData(
             "No query has both a right candidate and a wrong one.",
             hint="Give several candidates a query, with scores of 1 and 0.",
         )
-    return RankingAnswers(ranks=np.array(ranks), names=names, primary="r@1")
+    return RankingAnswers(ranks=np.array(ranks), names=names, texts=texts, primary="r@1")
 
 
 def pair_floors(rows: Sequence[ScoredPair]) -> Mapping[str, RankingAnswers]:

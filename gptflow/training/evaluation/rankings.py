@@ -24,11 +24,13 @@ class RankingAnswers:
         ranks: `[queries]`, 1 for the first place, 0 where the item was not ranked at all.
         cutoffs: the `k` of `hr@k` and `ndcg@k`.
         names: of the queries, for the list of the worst; numbers by default.
+        texts: of the queries, for the same list; left out of what goes with an adapter.
     """
 
     ranks: NDArray[np.int64]
     cutoffs: tuple[int, ...] = (1, 5, 10)
     names: Sequence[str] = ()
+    texts: Sequence[str] = ()
     primary: str = "ndcg@10"
 
     def __post_init__(self) -> None:
@@ -39,6 +41,8 @@ class RankingAnswers:
             raise EmptyData("There are no queries.", hint="Give test rows that hold some.")
         if self.names and len(self.names) != len(ranks):
             raise ValueError(f"{len(self.names)} names for {len(ranks)} queries")
+        if self.texts and len(self.texts) != len(ranks):
+            raise ValueError(f"{len(self.texts)} texts for {len(ranks)} queries")
         object.__setattr__(self, "ranks", ranks)
 
     def __len__(self) -> int:

@@ -11,8 +11,10 @@ from gptflow.task import Task
 
 @hookimpl
 def register_tasks(register: Callable[[Task[Any, Any, Any]], None]) -> None:
+    from gptflow_customer_service.answer_matching import MatchAnswer
     from gptflow_customer_service.classification import ClassifyIntent
     from gptflow_customer_service.reply import CustomerReply
 
     register(CustomerReply())
     register(ClassifyIntent())
+    register(MatchAnswer())

@@ -31,13 +31,18 @@ class Index:
         self._size = len(documents)
         self._rarest = math.log(1 + (self._size - 0.5) / 1.5)
         self._bm25 = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-        self._bm25.index([words.tokens(text) for text in documents], show_progress=False)
+        tokens = [words.tokens(text) for text in documents]
+        self._is_empty = not any(tokens)
+        if not self._is_empty:
+            self._bm25.index(tokens, show_progress=False)
 
     def search(self, query: str, k: int = 10) -> list[Hit]:
         """The best `k` documents that share a word with the query, the best one first.
 
         Documents that fit equally well come in the order of the index.
         """
+        if self._is_empty:
+            return []
         known = [token for token in words.tokens(query) if token in self._bm25.vocab_dict]
         if not known:
             return []

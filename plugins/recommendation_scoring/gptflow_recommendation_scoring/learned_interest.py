@@ -74,7 +74,7 @@ class ScoreInterest(Task[Titles, Scored, Interests]):
 
     async def run(self, input: Titles, ctx: Context) -> Interests:
         texts = [item.title for item in input.items]
-        trained = ctx.trained(self.head)
+        trained = ctx.is_trained(self.head)
         if trained:
             found = await interest.by_head(ctx, self.prompt, input.history, texts)
         else:

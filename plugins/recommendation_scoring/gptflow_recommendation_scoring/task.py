@@ -54,7 +54,7 @@ class Rank(Task[RankInput, Scored, RankOutput]):
         if input.judge == "yes_no":
             return await interest.by_question(ctx, self.yes_no, taste, texts)
         if input.judge == "trained":
-            if ctx.trained(interest.HEAD):
+            if ctx.is_trained(interest.HEAD):
                 titles = [text for text, _ in taste.texts]
                 return await interest.by_head(ctx, self.next, titles, texts)
             ctx.warn(f"There is no adapter {interest.HEAD.adapter!r}; `likelihood` judged.")

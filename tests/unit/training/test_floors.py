@@ -171,7 +171,7 @@ def test_scored_pairs_are_ranked_within_their_query():
     assert rank_pairs(pairs, [0.9, 0.1, 0.5, 0.5, 0.0]).ranks.tolist() == [1, 2]
     floor = pair_floors(pairs)["bm25"]
     assert floor.ranks.tolist() == [1, 2]  # "opening" is not "open": a tie counts against
-    assert list(floor.names) == ["reset my card", "opening hours"]
+    assert list(floor.texts) == ["reset my card", "opening hours"]
     with pytest.raises(EmptyData):
         rank_pairs(pairs[-1:], [1.0])
 
