@@ -140,6 +140,11 @@ class Metric(_Strict):
     value: Annotated[float, Field(allow_inf_nan=False)]
     floor: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
+    @property
+    def loses(self) -> bool:
+        """Whether the simple method is as good."""
+        return self.floor is not None and self.value <= self.floor
+
 
 class Floor(_Strict):
     """A simple model that is as good as a head, and answers in its place.
@@ -260,12 +265,7 @@ class Manifest(_Strict):
             judged = name == self.primary or name.endswith(f".{self.primary}")  # of one head
             if "." not in name and self.floors:
                 continue  # of all heads, some of which are floors
-            if (
-                judged
-                and not self._is_floors(name)
-                and metric.floor is not None
-                and metric.value <= metric.floor
-            ):
+            if judged and not self._is_floors(name) and metric.loses:
                 words.append(
                     f"{name} is {metric.value:.3f}, and a simple model reaches {metric.floor:.3f}"
                 )
@@ -275,7 +275,7 @@ class Manifest(_Strict):
     def loses(self) -> bool:
         """Whether a simple model is as good by the figure that the adapter is judged by."""
         metric = self.metrics.get(self.primary)
-        return metric is not None and metric.floor is not None and metric.value <= metric.floor
+        return metric is not None and metric.loses
 
     def _is_floors(self, figure: str) -> bool:
         """Whether simple models answer in place of all heads that a figure is of."""

@@ -104,14 +104,11 @@ class JobContext:
 
     def is_trained(self, head: Head) -> bool:
         self._hold(head.adapter)
-        info = None if head.adapter is None else self._info(head.adapter)
-        if info is None or not self._has_head(head):
-            return False
-        return info.manifest is None or not info.manifest.loses
+        info = self._trained_for(head)
+        return info is not None and (info.manifest is None or not info.manifest.loses)
 
-    def _has_head(self, head: Head) -> bool:
-        """Whether an adapter is at hand that was trained for this head."""
-        info = None if head.adapter is None else self._info(head.adapter)
+    def _trained_for(self, head: Head) -> AdapterInfo | None:
+        """The adapter that was trained for this head, where it is at hand."""
         match head:
             case Classify() | MultiHead():
                 kind = "classify"
@@ -120,8 +117,9 @@ class JobContext:
             case Score():
                 kind = "score"
             case _:
-                return False
-        return info is not None and info.answers(kind)
+                return None
+        info = None if head.adapter is None else self._info(head.adapter)
+        return info if info is not None and info.answers(kind) else None
 
     async def map(self, task: str, inputs: Sequence[Any]) -> list[Result]:
         return await self._map(dataclasses.replace(self._job, seed=self._seed), task, inputs)
@@ -186,7 +184,7 @@ class JobContext:
         values = dict(variables or {})
         self._hold(head.adapter)
         match head:
-            case Classify() | MultiHead() | Tag() if self._has_head(head):
+            case Classify() | MultiHead() | Tag() if self._trained_for(head) is not None:
                 try:
                     return await self._ask_trained(head, prompt, values)
                 except AdapterNotFound:  # it has just been unloaded

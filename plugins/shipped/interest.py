@@ -6,8 +6,6 @@ never went to (0), drawn as often as its popularity to the power of 0.75 says (M
 
 from __future__ import annotations
 
-import csv
-import gzip
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptflow_recommendation_scoring.defaults import ADAPTER, READ_BY_HEAD
+from gptflow_recommendation_scoring.web_visits import read_visits
 from shipped.recipe import UPPER, Recipe, Rows, write_rows
 
 NEGATIVES = 4
@@ -70,19 +69,9 @@ def prepare(data: Path, out: Path) -> Sequence[Rows]:
 
 def _several(path: Path) -> Visits:
     """Who visited two areas or more."""
-    visits: dict[str, list[str]] = {}
-    titles: dict[str, str] = {}
-    user = ""
-    with gzip.open(path, "rt", encoding="latin-1", newline="") as lines:
-        for row in csv.reader(lines):
-            match row:
-                case ["A", area, _, title, *_]:
-                    titles[area] = " ".join(title.split())
-                case ["C", _, user, *_]:
-                    visits[user] = []
-                case ["V", area, *_]:
-                    visits[user].append(titles[area])
-    return {user: own for user, own in visits.items() if len(own) > 1}
+    visits, names = read_visits(path)
+    titles = {area: " ".join(name.split()) for area, name in names.items()}
+    return {user: [titles[a] for a in own] for user, own in visits.items() if len(own) > 1}
 
 
 def _history(titles: Sequence[str], place: int) -> str:

@@ -15,13 +15,13 @@ import random
 from pathlib import Path
 
 import numpy as np
-from leave_one_out import read_visits
 from numpy.typing import NDArray
 
 from gptflow.training.evaluation.floors import session_floors
 from gptflow.training.evaluation.sessions import item_cosines, neighbour_scores, popularity, seen
 from gptflow_recommendation_scoring.blend import Blend
 from gptflow_recommendation_scoring.fitting import Shown, fit
+from gptflow_recommendation_scoring.web_visits import read_visits
 
 FITTED_ON = 2000
 NEGATIVES = 60

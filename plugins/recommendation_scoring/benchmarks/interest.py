@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from blend import Floats, figures, hold_out
-from leave_one_out import read_visits
 
 from gptflow.context import Job
 from gptflow.engine import load
@@ -30,6 +29,7 @@ from gptflow.training.evaluation.sessions import item_cosines, neighbour_scores,
 from gptflow_recommendation_scoring import learned_interest
 from gptflow_recommendation_scoring.defaults import ADAPTER
 from gptflow_recommendation_scoring.learned_interest import ScoreInterest
+from gptflow_recommendation_scoring.web_visits import read_visits
 
 SHIPPED = Path(learned_interest.__file__).parent / "adapters" / ADAPTER
 

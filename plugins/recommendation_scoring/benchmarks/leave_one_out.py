@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
-import gzip
 import hashlib
 import math
 import time
@@ -27,6 +25,7 @@ from gptflow.executor import Executor
 from gptflow.request import Engine
 from gptflow.testing import examples, registry_of
 from gptflow_recommendation_scoring.task import Rank
+from gptflow_recommendation_scoring.web_visits import read_visits
 
 Case = tuple[dict[str, Any], str]
 """An input, and the item that ought to come first."""
@@ -75,23 +74,6 @@ def msweb(folder: Path, users: int) -> list[Case]:
         }
         cases.append((row, target))
     return cases
-
-
-def read_visits(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Areas by user in the order of visiting, and titles by area."""
-    visits: dict[str, list[str]] = {}
-    titles: dict[str, str] = {}
-    user = ""
-    with gzip.open(path, "rt", encoding="latin-1", newline="") as lines:
-        for row in csv.reader(lines):
-            match row:
-                case ["A", area, _, title, *_]:
-                    titles[area] = title
-                case ["C", _, user, *_]:
-                    visits[user] = []
-                case ["V", area, *_]:
-                    visits[user].append(area)
-    return visits, titles
 
 
 def _hash(text: str) -> str:
