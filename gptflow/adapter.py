@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gptflow.adapter_info import LORA_CONFIG, LORA_WEIGHTS, MANIFEST, floor_files
+from gptflow.adapter_info import LORA_CONFIG, LORA_WEIGHTS, MANIFEST, FloorKind, floor_files
 from gptflow.errors import AdapterCorrupt, AdapterMismatch
 from gptflow.heads import Pooling
 
@@ -153,9 +153,14 @@ class Floor(_Strict):
         field: of the task's input, whose text it reads.
     """
 
-    kind: Literal["naive_bayes", "tfidf_logistic"]
+    kind: FloorKind
     field: str
     temperature: Temperature = 1.0
+
+    @property
+    def stands_in_for(self) -> Literal["classify", "tag"]:
+        """The kind of head."""
+        return "tag" if self.kind == "dictionary" else "classify"
 
 
 class Manifest(_Strict):
@@ -214,11 +219,13 @@ class Manifest(_Strict):
         lora = {LORA_CONFIG, LORA_WEIGHTS} & set(self.files)
         if len(lora) == 1:
             raise ValueError(f"{LORA_CONFIG} and {LORA_WEIGHTS} belong together")
-        for name in self.floors:
-            if getattr(self.heads.get(name), "kind", "") != "classify":
-                raise ValueError(f"the floor {name!r} has no classify head to stand in for")
-            if not set(floor_files(name)) <= set(self.files):
-                raise ValueError(f"{floor_files(name)[0]} of the floor {name!r} is not listed")
+        for name, floor in self.floors.items():
+            if getattr(self.heads.get(name), "kind", "") != floor.stands_in_for:
+                raise ValueError(
+                    f"the floor {name!r} has no {floor.stands_in_for} head to stand in for"
+                )
+            if missing := set(floor_files(name, floor.kind)) - set(self.files):
+                raise ValueError(f"{min(missing)} of the floor {name!r} is not listed")
         if not lora and not self.heads:
             raise ValueError("an adapter has LoRA weights, heads, or both")
         return self

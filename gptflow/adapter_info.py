@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from gptflow.adapter import Manifest
@@ -16,9 +16,13 @@ LORA_WEIGHTS = "adapter_model.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
 
 
-def floor_files(head: str) -> tuple[str, str]:
-    """Where a head's simple model lies: its terms and its numbers."""
-    return f"floor-{head}.json", f"floor-{head}.safetensors"
+FloorKind = Literal["naive_bayes", "tfidf_logistic", "dictionary"]
+
+
+def floor_files(head: str, kind: FloorKind) -> tuple[str, ...]:
+    """Where a head's simple model lies: its terms, and its numbers if it has any."""
+    terms = f"floor-{head}.json"
+    return (terms,) if kind == "dictionary" else (terms, f"floor-{head}.safetensors")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

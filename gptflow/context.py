@@ -232,11 +232,14 @@ class JobContext:
         self, head: Classify | MultiHead | Tag, prompt: Prompt | str, values: dict[str, Any]
     ) -> Raw:
         fitted = await self._fit(head, prompt, values)
+        self._hold(head.adapter)  # whose manifest says who answers
+        for_floors = self._text_for_floors(head, values)
         if not isinstance(head, Tag):
-            text = self._text_for_floors(head, values)
-            raw = await self._submit(head, fitted.prompt, text=text)
+            raw = await self._submit(head, fitted.prompt, floor_text=for_floors)
             self._doubt(raw)
             return raw
+        if for_floors:  # which is all of the field
+            return await self._submit(head, fitted.prompt, floor_text=for_floors)
         whole = str(values.get(head.field, ""))
         # What the prompt kept of the field, be it all of it.
         text = max((d for d in fitted.prompt.data if d in whole), key=len, default=whole)
@@ -249,7 +252,7 @@ class JobContext:
         )
         return dataclasses.replace(cast(Tagged, raw), spans=tuple(spans))
 
-    def _text_for_floors(self, head: Classify | MultiHead, values: Mapping[str, Any]) -> str:
+    def _text_for_floors(self, head: Classify | MultiHead | Tag, values: Mapping[str, Any]) -> str:
         """What the simple models read that answer in place of an adapter's heads, if any do."""
         info = None if head.adapter is None else self._info(head.adapter)
         if info is None or info.manifest is None or not info.manifest.floors:
@@ -258,7 +261,7 @@ class JobContext:
         asked = (
             list(head.heads)
             if isinstance(head, MultiHead)
-            else [manifest.head("classify", head.labels)]
+            else [manifest.head("tag" if isinstance(head, Tag) else "classify", head.labels)]
         )
         for name in asked:
             floor = manifest.floors.get(name)
@@ -335,6 +338,7 @@ class JobContext:
         *,
         baseline: RenderedPrompt | None = None,
         text: str = "",
+        floor_text: str = "",
         stream: bool = False,
     ) -> Raw:
         job = self._job
@@ -346,6 +350,7 @@ class JobContext:
             head=head,
             baseline=baseline,
             text=text,
+            floor_text=floor_text,
             seed=(self._seed + self._draws) % 2**63,
             on_delta=job.on_delta if stream else None,
             plugin=self._plugin,

@@ -47,6 +47,8 @@ class Request:
             trained for it, `Classify`, `MultiHead` or `Tag` too. Without one these, and
             always a `Score` over many items, are taken apart by `gptflow.executor`.
         text: the piece of the prompt's data that `Tag` is about.
+        floor_text: what the simple models read that answer in place of an adapter's heads;
+            empty where the heads answer themselves.
         baseline: the content-free prompt whose scores `Choose` and `Score` subtract.
         seed: of the random draws; the same request with the same seed draws the same.
         ignore_eos: keep decoding to `max_tokens`, for benchmarks.
@@ -60,6 +62,7 @@ class Request:
     head: Head
     baseline: RenderedPrompt | None = None
     text: str = ""
+    floor_text: str = ""
     seed: int = 0
     ignore_eos: bool = False
     on_delta: Callable[[Delta], None] | None = None

@@ -7,11 +7,14 @@ import re
 import unicodedata
 from itertools import pairwise
 
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff"
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff"
+"""Chinese and Japanese characters, for a class of a regular expression."""
+
 _URL = re.compile(r"https?://\S+|www\.\S+")
-_IS_HAN = re.compile(f"[{_HAN}]")
-_WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+")
-_WORD_OR_MARK = re.compile(rf"[{_HAN}]|[$#@]?[^\W{_HAN}]+|[^\w\s]")
+_IS_HAN = re.compile(f"[{HAN}]")
+_WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+")
+_TOKEN = re.compile(rf"[{HAN}]|[^\W_{HAN}]+(?:[.,'’][^\W_{HAN}]+)*|[^\w\s]|_")
+_WORD_OR_MARK = re.compile(rf"[{HAN}]|[$#@]?[^\W{HAN}]+|[^\w\s]")
 
 
 def words(text: str, *, marks: bool = False) -> list[str]:
@@ -41,3 +44,8 @@ def search_terms(text: str) -> list[str]:
     return found + [
         one + two for one, two in pairwise(found) if _IS_HAN.match(one) and _IS_HAN.match(two)
     ]
+
+
+def extents(text: str) -> list[tuple[int, int]]:
+    """Where its tokens stand: words and figures, marks and Chinese characters one by one."""
+    return [match.span() for match in _TOKEN.finditer(text)]

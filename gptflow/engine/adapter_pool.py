@@ -21,7 +21,7 @@ from gptflow.engine.lora_weights import LoRAWeights
 from gptflow.errors import AdapterCorrupt, AdapterMemoryFull, AdapterNotFound, AdapterTooLarge
 
 if TYPE_CHECKING:
-    from gptflow.linear_text import LinearText
+    from gptflow.engine.adapters import SimpleModel
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Lease:
         self.info = entry.info
         self.lora = entry.lora
         self.heads: Mapping[str, LinearHead] = {}
-        self.floors: Mapping[str, LinearText] = {}
+        self.floors: Mapping[str, SimpleModel] = {}
         self._pool = pool
         self._entry = entry
         self._lock = threading.Lock()  # guards what follows

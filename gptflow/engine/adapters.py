@@ -29,7 +29,10 @@ from gptflow.request import ModelInfo
 
 if TYPE_CHECKING:
     from gptflow.adapter import Manifest
+    from gptflow.dictionary_tagger import DictionaryTagger
     from gptflow.linear_text import LinearText
+
+    SimpleModel = LinearText | DictionaryTagger
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ class Adapter:
     manifest: Manifest | None
     lora: LoRAWeights | None
     heads: Mapping[str, LinearHead]
-    floors: Mapping[str, LinearText] = dataclasses.field(default_factory=dict)
+    floors: Mapping[str, SimpleModel] = dataclasses.field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -185,13 +188,15 @@ class AdapterReader:
 
 def _floors(
     name: str, manifest: Manifest | None, files: Mapping[str, bytes]
-) -> dict[str, LinearText]:
-    found: dict[str, LinearText] = {}
+) -> dict[str, SimpleModel]:
+    found: dict[str, SimpleModel] = {}
     for head, floor in (manifest.floors if manifest else {}).items():
+        from gptflow.dictionary_tagger import DictionaryTagger
         from gptflow.linear_text import LinearText
 
-        terms, numbers = (files[file] for file in floor_files(head))
-        found[head] = LinearText.parse(terms, numbers, name=f"adapter {name!r}")
+        model = DictionaryTagger if floor.kind == DictionaryTagger.kind else LinearText
+        contents = (files[file] for file in floor_files(head, floor.kind))
+        found[head] = model.parse(*contents, name=f"adapter {name!r}")
         spec = manifest.heads[head] if manifest else None
         strange = set(found[head].labels) - set(getattr(spec, "labels", ()))
         if found[head].kind != floor.kind or strange:

@@ -7,7 +7,7 @@ import functools
 import json
 import weakref
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gptflow.engine import trained
 from gptflow.engine.adapter_pool import AdapterPool, Lease
@@ -51,6 +51,8 @@ from gptflow.request import Request
 
 if TYPE_CHECKING:
     from gptflow.adapter import Manifest
+    from gptflow.dictionary_tagger import DictionaryTagger
+    from gptflow.linear_text import LinearText
 
 
 class Preparer:
@@ -251,6 +253,8 @@ class Preparer:
         name = manifest.head("tag", head.labels)
         spec = manifest.heads[name]
         assert spec.kind == "tag"
+        if request.floor_text and name in manifest.floors:
+            return self._look_up(request, lease, lora, name)
         ids, prefix = self._encode(request, request.prompt, lora, room=0)
         first, tokens = self._locate(request, copies=2 if spec.echo else 1)
         if not tokens:  # the text is blank
@@ -267,6 +271,17 @@ class Preparer:
 
         def answer(_: Scoring | None) -> Raw:
             spans = trained.tag(spec, lease.heads[name], sequence.hidden(), tokens, request.text)
+            return Tagged(spans=spans, calibrated=True, usage=_usage(sequence))
+
+        return Pending(request, [sequence], answer)
+
+    def _look_up(self, request: Request, lease: Lease, lora: str, name: str) -> Pending:
+        """The spans of the dictionary that is better than the trained head."""
+        sequence = self._pooling(request, "last", lora, manifest=lease.info.manifest, heads=(name,))
+
+        def answer(_: Scoring | None) -> Raw:
+            floor = cast("DictionaryTagger", lease.floors[name])
+            spans = floor.spans(request.floor_text)
             return Tagged(spans=spans, calibrated=True, usage=_usage(sequence))
 
         return Pending(request, [sequence], answer)
@@ -295,7 +310,7 @@ class Preparer:
         heads: tuple[str, ...] = (),
     ) -> Pooling:
         ids, prefix = self._encode(request, request.prompt, lora, room=0)
-        if manifest is not None and request.text and set(heads) <= set(manifest.floors):
+        if manifest is not None and request.floor_text and set(heads) <= set(manifest.floors):
             ids, prefix = ids[:1], None  # nothing that the model says is looked at
         return Pooling(ids, pooling, prefix=prefix, job_class=request.job_class)
 
@@ -394,8 +409,9 @@ def _chosen(
     manifest = _trained(lease)
     spec = manifest.heads[name]
     assert spec.kind == "classify"
-    if (floor := lease.floors.get(name)) is not None and request.text:
-        logits = trained.as_logits(floor.logits(request.text, spec.labels))
+    if request.floor_text and name in manifest.floors:
+        floor = cast("LinearText", lease.floors[name])
+        logits = trained.as_logits(floor.logits(request.floor_text, spec.labels))
         cooled = spec.model_copy(
             update={"temperature": manifest.floors[name].temperature, "thresholds": {}}
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from gptflow.engine.adapters import LinearHead
 from gptflow.engine.locating import Token
 from gptflow.heads import Chosen, Span, Usage
+from gptflow.terms import extents
 
 if TYPE_CHECKING:
     from gptflow.adapter import ClassifyHead, TagHead
@@ -41,7 +43,7 @@ def choose(spec: ClassifyHead, logits: torch.Tensor, labels: Rows[str], usage: U
 def tag(
     spec: TagHead, head: LinearHead, hidden: torch.Tensor, tokens: Rows[Token], text: str
 ) -> tuple[Span, ...]:
-    """The spans of a text.
+    """The spans of a text, which end where words do: a model's tokens are often parts of words.
 
     Args:
         hidden: of the text's tokens, `[tokens, width]`.
@@ -51,7 +53,9 @@ def tag(
     path = viterbi(logprobs)
     chosen = logprobs.gather(1, torch.tensor(path)[:, None])[:, 0].tolist()
     spans: list[Span] = []
-    at = 0
+    words = extents(text)
+    starts, ends = [start for start, _ in words], [end for _, end in words]
+    at = after = 0
     while at < len(path):
         end = at + 1
         if path[at] == 0:
@@ -60,15 +64,15 @@ def tag(
         while end < len(path) and path[end] == path[at] + 1:
             end += 1
         start, stop = tokens[at].start, max(token.end for token in tokens[at:end])
-        piece = text[start:stop]
-        start += len(piece) - len(piece.lstrip())
-        if piece.strip():
+        first, after = max(bisect_right(ends, start), after), bisect_left(starts, stop)
+        if first < after:
+            start, stop = starts[first], ends[after - 1]
             spans.append(
                 Span(
-                    text=piece.strip(),
+                    text=text[start:stop],
                     label=spec.labels[path[at] // 2],
                     start=start,
-                    end=start + len(piece.strip()),
+                    end=stop,
                     score=math.exp(sum(chosen[at:end]) / (end - at)),
                 )
             )

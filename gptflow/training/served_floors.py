@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gptflow.adapter import ClassifyHead, Floor, HeadSpec
+from gptflow.adapter import ClassifyHead, Floor, HeadSpec, TagHead
 from gptflow.adapter_info import floor_files
-from gptflow.linear_text import LinearText
+from gptflow.dictionary_tagger import DictionaryTagger
+from gptflow.heads import Tag
+from gptflow.linear_text import Kind, LinearText
 from gptflow.plugins import AnyTask
-from gptflow.training.data.rows import LabelledText, Row
+from gptflow.training.data.rows import LabelledText, Row, TaggedText
 from gptflow.training.evaluation import calibration
-from gptflow.training.evaluation.floors import LINEAR, fit_linear, spread
+from gptflow.training.evaluation.floors import LINEAR, fit_dictionary, fit_linear, spread
 from gptflow.training.evaluation.labels import LabelAnswers
 from gptflow.training.evaluation.summary import Report
 from gptflow.training.report import report_labels
 
 MOST_BYTES = 3 << 20
-"""Of a simple model's numbers, in half precision: an adapter is to stay small."""
+"""Of a simple model's numbers, in half precision, or phrases: an adapter is to stay small."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,17 +31,19 @@ class ServedFloor:
     """A simple model that answers for a head.
 
     Attributes:
+        contents: of its files.
         spec: for the manifest.
-        report: its figures on the rows that the head was measured with.
+        ece: on the rows that the head was measured with; None where there are no probabilities.
     """
 
-    model: LinearText
+    contents: tuple[bytes, ...]
     spec: Floor
-    report: Report
+    ece: float | None = None
 
     def write(self, folder: Path, head: str) -> None:
-        """Put it into an adapter's folder, where it takes half precision."""
-        for name, content in zip(floor_files(head), self.model.files(np.float16), strict=True):
+        """Put it into an adapter's folder."""
+        files = floor_files(head, self.spec.kind)
+        for name, content in zip(files, self.contents, strict=True):
             (folder / name).write_bytes(content)
 
 
@@ -46,9 +51,9 @@ def floors_to_serve(
     task: AnyTask,
     reports: Mapping[str, Report],
     specs: Mapping[str, HeadSpec],
-    train: Sequence[Row],
-    dev: Sequence[Row],
-    rows: Sequence[Row],
+    train: Sequence[Any],
+    dev: Sequence[Any],
+    rows: Sequence[Any],
 ) -> dict[str, ServedFloor]:
     """By head, the floors that win, fitted again and cut down to a size that can be shipped.
 
@@ -59,22 +64,49 @@ def floors_to_serve(
     """
     found: dict[str, ServedFloor] = {}
     for name, report in reports.items():
-        spec = specs.get(name)
-        kind = report.best_floor
-        if not report.floor_wins or kind not in LINEAR or not isinstance(spec, ClassifyHead):
+        spec, kind = specs.get(name), report.best_floor
+        floor = None
+        if not report.floor_wins:
             continue
-        known = [row for row in _labelled(train, name) if row.labels[name] in spec.labels]
-        model = _rounded(fit_linear(kind, known, name))
-        developed = _answers(model, _labelled(dev, name), spec.labels, name)
-        assert developed.probs is not None
-        temperature = calibration.fit_temperature(developed.probs, developed.gold)
-        measured = _answers(model, _labelled(rows, name), spec.labels, name)
-        own = report_labels(measured, title=name, temperature=temperature)
-        if own.value(report.primary) >= report.value(report.primary):
-            [field] = task.input_type.from_text("text")
-            floor = Floor(kind=kind, field=field, temperature=temperature)
-            found[name] = ServedFloor(model, floor, own)
+        if isinstance(spec, ClassifyHead) and kind in LINEAR:
+            floor = _linear(task, name, kind, spec, report, train, dev, rows)
+        elif isinstance(spec, TagHead) and kind == DictionaryTagger.kind:
+            floor = _dictionary(task, train)
+        if floor is not None:
+            found[name] = floor
     return found
+
+
+def _linear(
+    task: AnyTask,
+    name: str,
+    kind: Kind,
+    spec: ClassifyHead,
+    report: Report,
+    train: Sequence[Row],
+    dev: Sequence[Row],
+    rows: Sequence[Row],
+) -> ServedFloor | None:
+    known = [row for row in _labelled(train, name) if row.labels[name] in spec.labels]
+    model = _rounded(fit_linear(kind, known, name))
+    developed = _answers(model, _labelled(dev, name), spec.labels, name)
+    assert developed.probs is not None
+    temperature = calibration.fit_temperature(developed.probs, developed.gold)
+    measured = _answers(model, _labelled(rows, name), spec.labels, name)
+    own = report_labels(measured, title=name, temperature=temperature)
+    if own.value(report.primary) < report.value(report.primary):
+        return None
+    [field] = task.input_type.from_text("text")
+    floor = Floor(kind=kind, field=field, temperature=temperature)
+    return ServedFloor(model.files(np.float16), floor, own.value("ece"))
+
+
+def _dictionary(task: AnyTask, train: Sequence[TaggedText]) -> ServedFloor | None:
+    tagger = fit_dictionary(train)
+    contents = tagger.files()
+    if not isinstance(task.head, Tag) or sum(map(len, contents)) > MOST_BYTES:
+        return None
+    return ServedFloor(contents, Floor(kind=tagger.kind, field=task.head.field))
 
 
 def _labelled(rows: Sequence[Row], head: str) -> list[LabelledText]:

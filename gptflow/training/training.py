@@ -363,8 +363,9 @@ class _Training:
             floors = floors_to_serve(self._task, reports, specs, [*train, *past.train], dev, rows)
         for name, floor in floors.items():
             watch.note(f"{name}: {floor.spec.kind} is as good, and answers in the adapter's place")
-            ece = floor.report.value("ece")
-            metrics["ece" if len(reports) == 1 else f"{name}.ece"] = Metric(value=ece, floor=ece)
+            if (ece := floor.ece) is not None:
+                figure = "ece" if len(reports) == 1 else f"{name}.ece"
+                metrics[figure] = Metric(value=ece, floor=ece)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
         counts |= {"old": len(past.train)} if past.train else {}
         self._record = self._run.update(

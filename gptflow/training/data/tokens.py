@@ -6,20 +6,19 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from gptflow.terms import HAN, extents
 from gptflow.training.data.rows import Token
 from gptflow.training.data.tagging import tags_of
 
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff"
-_TOKEN = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+(?:[.,'’][^\W_{_HAN}]+)*|[^\w\s]|_")
-_IS_HAN = re.compile(f"[{_HAN}]")
+_IS_HAN = re.compile(f"[{HAN}]")
 
 Marked = tuple[int, int, str]
 """Characters `start:end`, and the label."""
 
 
 def tokens_of(text: str) -> tuple[Token, ...]:
-    """Words and figures, marks one by one, and Chinese characters one by one."""
-    return tuple(Token(match.start(), match.end()) for match in _TOKEN.finditer(text))
+    """Words and figures, marks and Chinese characters one by one."""
+    return tuple(Token(start, end) for start, end in extents(text))
 
 
 def align(words: Sequence[str], text: str | None = None) -> tuple[str, tuple[Token, ...]]:

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gptflow.dictionary_tagger import DictionaryTagger
 from gptflow.linear_text import Kind, LinearText
 from gptflow.training.data.requirements import require_classes
 from gptflow.training.data.rows import LABEL, LabelledText, TaggedText
 from gptflow.training.evaluation.bm25 import BM25
-from gptflow.training.evaluation.dictionary_tagger import DictionaryTagger
 from gptflow.training.evaluation.labels import Floats, LabelAnswers
 from gptflow.training.evaluation.rankings import RankingAnswers, ranks_of
 from gptflow.training.evaluation.sessions import (
@@ -39,6 +39,11 @@ def fit_linear(kind: Kind, train: Sequence[LabelledText], head: str = LABEL) -> 
     rows = [row for row in train if head in row.labels]
     require_classes(rows, head)
     return LinearText.fit(kind, [row.text for row in rows], [row.labels[head] for row in rows])
+
+
+def fit_dictionary(train: Sequence[TaggedText]) -> DictionaryTagger:
+    """The floor itself, for a task that serves it."""
+    return DictionaryTagger.fit((row.text, row.spans) for row in train)
 
 
 def label_floors(
@@ -91,8 +96,9 @@ def spread(probs: Floats, own: Sequence[str], labels: Sequence[str]) -> Floats:
 
 def tag_floors(train: Sequence[TaggedText], test: Sequence[TaggedText]) -> Mapping[str, TagAnswers]:
     """A dictionary of the training rows' spans."""
-    tagger = DictionaryTagger(train)
-    return {"dictionary": TagAnswers(rows=test, predicted=tuple(tagger.tag(row) for row in test))}
+    tagger = fit_dictionary(train)
+    spans = [[(s.start, s.end, s.label) for s in tagger.spans(row.text)] for row in test]
+    return {tagger.kind: TagAnswers.from_spans(test, spans)}
 
 
 def retrieval_floors(

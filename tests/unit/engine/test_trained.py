@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -152,13 +153,14 @@ def expected_spans(tiny, made, name, prompt, labels, copies):
             spans.append([labels[tag_ // 2], start, end])
         elif tag_:
             spans[-1][2] = max(spans[-1][2], end)
-    stripped = []
+    whole, free = [], list(re.finditer(r"\w+|[^\w\s]", TEXT))  # a word is of the first span in it
     for label, start, end in spans:
-        piece = TEXT[start:end]
-        start += len(piece) - len(piece.lstrip())
-        if piece.strip():
-            stripped.append((label, start, start + len(piece.strip()), piece.strip()))
-    return stripped
+        own = [word for word in free if word.start() < end and word.end() > start]
+        free = [word for word in free if word not in own]
+        if own:
+            start, end = own[0].start(), own[-1].end()
+            whole.append((label, start, end, TEXT[start:end]))
+    return whole
 
 
 @pytest.mark.parametrize("echo", [False, True])

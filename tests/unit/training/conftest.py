@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -14,7 +15,19 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gptflow import Chosen, Classify, Generate, Input, MultiHead, Output, Prompt, Score, Tag, Task
+from gptflow import (
+    Chosen,
+    Classify,
+    Generate,
+    Input,
+    MultiHead,
+    Output,
+    Prompt,
+    Score,
+    Tag,
+    Tagged,
+    Task,
+)
 from gptflow.cli import main, session
 from gptflow.models import Model, ModelStore
 from gptflow.models.adapter_store import AdapterStore
@@ -115,12 +128,19 @@ class Both(Task[Post, Any, Label]):
     )
 
 
-class Names(Task[Post, Any, Label]):
+class Found(Output):
+    spans: list[dict[str, Any]]
+
+
+class Names(Task[Post, Tagged, Found]):
     """Names and places."""
 
     name = "tiny.names"
     prompt = Prompt("Text: {{ text }}\nText: {{ text }}")
     head = Tag(labels=("name", "place"), adapter="names")
+
+    def postprocess(self, input: Post, raw: Tagged) -> Found:
+        return Found(spans=[dataclasses.asdict(span) for span in raw.spans])
 
 
 class Query(Input):

@@ -13,8 +13,8 @@ from gptflow.terms import search_terms, terms
 from gptflow.training.data.rows import LabelledText, Origin, ScoredPair, TaggedText
 from gptflow.training.data.tokens import align
 from gptflow.training.evaluation.bm25 import BM25
-from gptflow.training.evaluation.dictionary_tagger import DictionaryTagger
 from gptflow.training.evaluation.floors import (
+    fit_dictionary,
     fit_linear,
     label_floors,
     retrieval_floors,
@@ -188,9 +188,12 @@ def test_the_dictionary_prefers_long_phrases_and_frequent_labels():
         tagged("we may go", "O O O"),
         tagged("in May or may or may", "O B-TIME O O O O"),
     ]
-    tagger = DictionaryTagger(train)
-    assert tagger.tag(tagged("new york and York may", "O O O O O")) == (
-        "B-LOC", "I-LOC", "O", "B-PER", "O",
-    )  # fmt: skip
+    tagger = fit_dictionary(train)
+    found = tagger.spans("new york and York may")
+    assert [(s.text, s.label, s.start, s.end) for s in found] == [
+        ("new york", "LOC", 0, 8),
+        ("York", "PER", 13, 17),
+    ]
+    assert [s.score for s in found] == [1, 0.5]
     [answers] = tag_floors(train, train).values()
     assert answers.metrics()["entity_precision"] == 1.0

@@ -86,6 +86,43 @@ def test_several_heads_are_answered_each(
     assert found["mood"]["metrics"]["accuracy"]["value"] == 1
 
 
+def test_a_dictionary_that_wins_finds_the_spans(
+    gptflow: Invoke, tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    rows = tiny.tag_rows()
+    tiny.jsonl(tmp_path / "rows.jsonl", [row for n, row in enumerate(rows) if n % 4])
+    tiny.jsonl(tmp_path / "test.jsonl", rows[::4])
+    code, _, err = gptflow(
+        "train", "tiny.names", "--data", "rows.jsonl", "--test", "test.jsonl", *QUICK
+    )
+    assert code == 0, err
+    assert "dictionary is as good, and answers in the adapter's place" in err
+    [made] = (tmp_path / "data" / "adapters" / "names").glob("2*")
+    assert [path.name for path in made.glob("floor-*")] == ["floor-tags.json"]
+    manifest = Manifest.parse((made / "manifest.json").read_bytes(), name="names")
+    assert manifest.floors["tags"].kind == "dictionary"
+    assert manifest.missed() == ()
+
+    code, _, err = gptflow("adapters", "promote", "names")
+    assert code == 0, err
+    text = rows[0]["text"]
+    code, out, err = gptflow("run", "tiny.names", f"He says: {text}", "--local", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    found = [[s["start"], s["end"], s["label"]] for s in result["output"]["spans"]]
+    ahead = len("He says: ")
+    assert found == sorted([ahead + s, ahead + e, label] for s, e, label in rows[0]["spans"])
+    assert all(0.5 <= span["score"] <= 1 for span in result["output"]["spans"])
+    [warning] = result["warnings"]
+    assert warning == "tags: a simple model answers (dictionary); no adapter is better"
+    assert result["provenance"]["adapter"].startswith("names@")
+
+    code, out, err = gptflow("eval", "tiny.names", "--data", "test.jsonl", "--json")
+    assert code == 0, err
+    measured = json.loads(out)["reports"]["tags"]["metrics"]["entity_f1"]["value"]
+    assert measured == pytest.approx(manifest.metrics["entity_f1"].floor)
+
+
 def test_a_floor_is_served_only_where_it_is_wanted(
     gptflow: Invoke, folder: Path, tmp_path: Path
 ) -> None:
@@ -99,7 +136,7 @@ def test_a_floor_is_served_only_where_it_is_wanted(
     assert gptflow("adapters", "promote", f"topic@{version}")[0] == 13
 
 
-@pytest.mark.parametrize("file", floor_files("label"))
+@pytest.mark.parametrize("file", floor_files("label", "naive_bayes"))
 def test_a_floor_that_was_altered_is_refused(gptflow: Invoke, folder: Path, file: str) -> None:
     path = folder / file
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -110,7 +147,7 @@ def test_a_floor_that_was_altered_is_refused(gptflow: Invoke, folder: Path, file
 
 
 def manifest(**fields: Any) -> Manifest:
-    names = [file for head in ("a", "b") for file in floor_files(head)]
+    names = [file for head in ("a", "b") for file in floor_files(head, "naive_bayes")]
     given: dict[str, Any] = {
         "task": "bed.mood",
         "base": {"id": "base", "sha256": ["a" * 64]},
@@ -143,6 +180,7 @@ def test_the_figures_of_who_answers_are_held_against_the_gates() -> None:
     [
         {"floors": {"c": {"kind": "naive_bayes", "field": "text"}}},
         {"floors": {"a": {"kind": "forest", "field": "text"}}},
+        {"floors": {"a": {"kind": "dictionary", "field": "text"}}},
         {
             "floors": {"a": {"kind": "naive_bayes", "field": "text"}},
             "files": {"head.safetensors": "b" * 64},
