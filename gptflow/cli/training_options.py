@@ -76,6 +76,11 @@ _SETTINGS = (
         "--replay", type=_NOT_NEGATIVE, help="Old rows' share, with --continue.  [default: 0.1]"
     ),
     click.option(
+        "--rebalance/--no-rebalance",
+        default=None,
+        help="After replay, fit the head to all labels alike.  [default: it is]",
+    ),
+    click.option(
         "--ewc", type=_NOT_NEGATIVE, help="Hold old weights, with --continue.  [default: 0]"
     ),
     click.option(

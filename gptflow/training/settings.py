@@ -61,6 +61,7 @@ class TrainingSettings(BaseModel):
         epsilon: the longest shift of a text, in lengths of its mean token.
         adversarial_steps: of `pgd` and `freelb`.
         replay: share of a batch that is old rows, where a run goes on from an adapter.
+        rebalance: fit the head again after a training with replay, each label weighing the same.
         ewc: how strongly its weights are held in place, see `gptflow.training.anchor`; 0 for not.
         keep: rows to keep for a run that goes on from this one; 0 for none.
         window: tokens that are read at once in pre-training.
@@ -100,6 +101,7 @@ class TrainingSettings(BaseModel):
     epsilon: Positive | None = None
     adversarial_steps: Annotated[int, Field(ge=2, le=32)] | None = None
     replay: Share = 0.1
+    rebalance: bool = True
     ewc: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     keep: Annotated[int, Field(ge=0)] = 1000
     window: Annotated[int, Field(ge=2)] = 512

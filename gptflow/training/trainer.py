@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
 """In a run's folder: one record per update or evaluation."""
+
+Outputs = Callable[[Backbone, TrainedHeads, Sequence[Example], torch.Tensor], list[Any]]
+"""Computes something of each example from its hidden states, as `Objective.outputs` does."""
 
 _CALMER = "Train anew with a lower `--learning-rate`, or with `--precision fp32`."
 
@@ -210,8 +213,13 @@ class Trainer(Generic[RowT]):
                 self.parameters[name].copy_(tensor)
 
     @torch.no_grad()
-    def predict(self, examples: Sequence[Example]) -> list[Any]:
-        """The objective's outputs for examples, in their order, with the weights of now."""
+    def predict(self, examples: Sequence[Example], what: Outputs | None = None) -> list[Any]:
+        """The objective's outputs for examples, in their order, with the weights of now.
+
+        Args:
+            what: to compute in place of the outputs.
+        """
+        compute = what or self._objective.outputs
         outputs: list[Any] = [None] * len(examples)
         for part in passes(examples, range(len(examples)), 2 * self._settings.batch_tokens):
             chosen = [examples[i] for i in part]
@@ -221,10 +229,15 @@ class Trainer(Generic[RowT]):
                     f"The model gives no numbers any more after step {self.progress.step}.",
                     hint=_CALMER,
                 )
-            found = self._objective.outputs(self.backbone, self.heads, chosen, hidden)
+            found = compute(self.backbone, self.heads, chosen, hidden)
             for i, output in zip(part, found, strict=True):
                 outputs[i] = output
         return outputs
+
+    def measure(self) -> Mapping[str, float]:
+        """Figures of the development split, with the weights of now."""
+        outputs = self.predict(self.dev_examples)
+        return self._objective.figures(self._dev, self.dev_examples, outputs)
 
     def _update(self, step: int, batch: Sequence[int]) -> float:
         """One step of AdamW over a batch, in as many passes as it takes."""
@@ -310,10 +323,7 @@ class Trainer(Generic[RowT]):
 
     def _evaluate(self) -> dict[str, float]:
         """Measure the development split; keep the weights if they are the best so far."""
-        found: dict[str, float] | None = None
-        if self._processes.first:
-            outputs = self.predict(self.dev_examples)
-            found = self._objective.figures(self._dev, self.dev_examples, outputs)
+        found = dict(self.measure()) if self._processes.first else None
         figures = self._processes.tell(found)
         figure = figures[self._objective.primary]
         progress = self.progress

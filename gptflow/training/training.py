@@ -42,6 +42,7 @@ from gptflow.training.objectives.texts import BEFORE, TextObjective
 from gptflow.training.parent import Parent
 from gptflow.training.parts import read_parts
 from gptflow.training.processes import Processes
+from gptflow.training.rebalancing import rebalance
 from gptflow.training.recording import TaskRecorder, choose_adapter
 from gptflow.training.reservoir import Kept
 from gptflow.training.runs import DataFile, Run, RunRecord, RunTable
@@ -204,6 +205,7 @@ class _Trained:
     own_dev: Sequence[Any]
     dev: Sequence[Any]
     test: Sequence[Any]
+    examples: Sequence[Example]
     test_examples: Sequence[Example]
 
 
@@ -322,7 +324,17 @@ class _Training:
             )
         trainer.run()
         return _Trained(
-            backbone, heads, objective, trainer, past, train, own_dev, dev, test, test_examples
+            backbone,
+            heads,
+            objective,
+            trainer,
+            past,
+            train,
+            own_dev,
+            dev,
+            test,
+            (*examples, *old_examples),
+            test_examples,
         )
 
     @contextlib.contextmanager
@@ -344,6 +356,9 @@ class _Training:
         train, dev, test, trainer = fit.train, fit.dev, fit.test, fit.trainer
         dev_examples, test_examples = trainer.dev_examples, fit.test_examples
         progress = trainer.progress
+        if past.train and settings.replay and settings.rebalance:
+            with backbone.in_float32():
+                rebalance(trainer, objective, fit.examples, watch.note)
         storage = getattr(torch, settings.storage)
         round_to(heads.trained, storage)
         if settings.method == "lora":

@@ -128,6 +128,16 @@ class LabelObjective(Objective[LabelledText]):
         logits = {name: heads[name](pooled).float().cpu() for name in self.labels}
         return [{name: each[i] for name, each in logits.items()} for i in range(len(examples))]
 
+    def vectors(
+        self,
+        backbone: Backbone,
+        heads: TrainedHeads,
+        examples: Sequence[Example],
+        hidden: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """What the heads read."""
+        return list(self._pooled(examples, hidden).float().cpu())
+
     def answers(
         self, rows: Sequence[LabelledText], examples: Sequence[Example], outputs: Sequence[Any]
     ) -> Mapping[str, LabelAnswers]:

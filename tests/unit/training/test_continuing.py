@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from gptflow import Classify
 from gptflow.adapter_info import HEAD_WEIGHTS, LORA_WEIGHTS
@@ -27,7 +28,7 @@ from gptflow.errors import (
     UnreadableFile,
 )
 from gptflow.models.adapter_store import AdapterVersion
-from gptflow.training import anchor, continuing, reservoir
+from gptflow.training import anchor, continuing, rebalancing, reservoir
 from gptflow.training.anchor import Anchor
 from gptflow.training.data.rows import LabelledText, Origin
 from gptflow.training.data.source import Source
@@ -156,7 +157,7 @@ def test_it_begins_with_the_parents_weights_and_settings(bench: Bench) -> None:
     first = bench.train(rows_of(bench.tiny, 0, 1, 2), layers="upper", pooling="mean", in_scope=0.9)
     run, task = bench.begin(
         rows_of(bench.tiny, 3, 4), first.reference, epochs=0.1, learning_rate=1e-12,
-        head_learning_rate=1e-12,
+        head_learning_rate=1e-12, rebalance=False,
     )  # fmt: skip
     settings = run.record.settings
     assert (settings.rank, settings.layers, settings.pooling) == (4, "upper", "mean")
@@ -190,7 +191,7 @@ def test_new_labels_get_new_rows_and_old_ones_keep_theirs_by_name(bench: Bench) 
     first = bench.train(old, task=Fewer())
     second = bench.train(
         rows_of(tiny, 0, 3), first.reference, epochs=0.1, learning_rate=1e-12,
-        head_learning_rate=1e-12,
+        head_learning_rate=1e-12, rebalance=False,
     )  # fmt: skip
     before = load_file(first.folder / HEAD_WEIGHTS)
     after = load_file(second.folder / HEAD_WEIGHTS)
@@ -336,6 +337,33 @@ def test_replay_forgets_less_and_springs_hold(bench: Bench) -> None:
     assert found["naive"] > 0.3
     assert found["replay"] < found["naive"] - 0.2
     assert moved["springs"] < 0.5 * moved["naive"]
+
+
+def test_it_is_undone_where_the_development_split_is_none_the_better(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(head: nn.Linear, vectors: torch.Tensor, gold: torch.Tensor) -> None:
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+
+    first = bench.train(rows_of(bench.tiny, 0, 1, 2), epochs=6)
+    options: dict[str, Any] = {"epochs": 4}
+    plain = bench.train(rows_of(bench.tiny, 3, 4), first.reference, rebalance=False, **options)
+    monkeypatch.setattr(rebalancing, "fit_balanced", spoil)
+    spoilt = bench.train(rows_of(bench.tiny, 3, 4), first.reference, **options)
+    assert spoilt.manifest.metrics == plain.manifest.metrics
+
+
+def test_more_is_left_of_what_was_learnt_first(bench: Bench, tiny: SimpleNamespace) -> None:
+    first = bench.train(rows_of(tiny, 0, 1, 2, 3), epochs=8)
+    test = rows_of(tiny, *range(7), each=12)[::5]
+    found = {}
+    for balanced in (False, True):
+        second = bench.train(
+            rows_of(tiny, 4, 5, 6), first.reference, test=test, epochs=4, rebalance=balanced
+        )
+        found[balanced] = second.manifest.metrics["macro_f1"].value
+    assert found[True] > found[False]
 
 
 def test_the_figures_of_a_matrix() -> None:
