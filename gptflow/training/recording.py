@@ -22,6 +22,7 @@ from gptflow.plugins import AnyTask
 from gptflow.prompt import RenderedPrompt
 from gptflow.request import ModelInfo, Request
 from gptflow.result import Result
+from gptflow.training.data.rows import Origin, Row
 
 TOGETHER = 64
 """Inputs that are recorded side by side."""
@@ -114,23 +115,37 @@ class TaskRecorder:
         self._model = ModelInfo(id="recorder", sha256="", context=context)
         self._seconds = seconds
 
-    def record(self, inputs: Sequence[Any]) -> list[Request]:
+    def record(self, inputs: Sequence[Any], rows: Sequence[Row] = ()) -> list[Request]:
         """What the task asks for each input, in the inputs' order.
+
+        Args:
+            rows: that the inputs are of, for errors to say where they stand.
 
         Raises:
             InvalidInput: an input does not fit the task.
             NotTrainable: the task asks for something else first, or never asks.
         """
-        return asyncio.run(self._record_all(inputs))
+        origins: Sequence[Origin | None] = [row.origin for row in rows] or [None] * len(inputs)
+        return asyncio.run(self._record_all(inputs, origins))
 
-    async def _record_all(self, inputs: Sequence[Any]) -> list[Request]:
+    async def _record_all(
+        self, inputs: Sequence[Any], origins: Sequence[Origin | None]
+    ) -> list[Request]:
         requests: list[Request] = []
         for start in range(0, len(inputs), TOGETHER):
-            part = inputs[start : start + TOGETHER]
-            requests += await asyncio.gather(*map(self._record, part))
+            part = slice(start, start + TOGETHER)
+            requests += await asyncio.gather(*map(self._record, inputs[part], origins[part]))
         return requests
 
-    async def _record(self, value: Any) -> Request:
+    async def _record(self, value: Any, origin: Origin | None) -> Request:
+        try:
+            return await self._record_one(value)
+        except GPTFlowError as error:
+            if origin is None:
+                raise
+            raise type(error)(f"{origin}: {error.message}", hint=error.hint) from None
+
+    async def _record_one(self, value: Any) -> Request:
         recorder = _Recorder(self._vocabulary, self._model, self.adapter)
         job = Job(id="recorded", task=self.task.name, input=value)
         context = JobContext(recorder, job, plugin="", map=_no_map)

@@ -105,7 +105,8 @@ class DialogueObjective(Objective[Dialogue]):
             raise EmptyData("No turn of an assistant answers anything.")
         task = self.recorder.task
         requests = self.recorder.record(
-            [conversation(task, rows[number].turns[:place]) for number, place in asked]
+            [conversation(task, rows[number].turns[:place]) for number, place in asked],
+            [rows[number] for number, _ in asked],
         )
         made: list[Example] = []
         for (number, place), request in zip(asked, requests, strict=True):

@@ -79,7 +79,7 @@ class LabelObjective(Objective[LabelledText]):
 
     def examples(self, rows: Sequence[LabelledText]) -> list[Example]:
         self._known(rows)
-        requests = self.recorder.record([row.text for row in rows])
+        requests = self.recorder.record([row.text for row in rows], rows)
         made = []
         for number, (row, request) in enumerate(zip(rows, requests, strict=True)):
             assert not isinstance(request.prompt, tuple)

@@ -147,7 +147,7 @@ class PreferenceObjective(Objective[Preference]):
 
     def examples(self, rows: Sequence[Preference]) -> list[Example]:
         task = self.recorder.task
-        requests = self.recorder.record([asked_of(task, row) for row in rows])
+        requests = self.recorder.record([asked_of(task, row) for row in rows], rows)
         made = []
         for number, (row, request) in enumerate(zip(rows, requests, strict=True)):
             assert isinstance(request.prompt, RenderedPrompt)

@@ -86,7 +86,7 @@ class ScoreObjective(Objective[ScoredPair]):
             for row in rows
         ]
         texts = []
-        for request in self.recorder.record(inputs):
+        for request in self.recorder.record(inputs, rows):
             assert not isinstance(request.prompt, tuple)
             texts.append(Text(self.vocabulary.encode(request.prompt), request))
         return self._grouped(rows, texts)

@@ -96,7 +96,7 @@ class TagObjective(Objective[TaggedText]):
                         hint=f"Its labels are {', '.join(self.labels)}. Rename the data's: "
                         "`--rename PER=person`.",
                     )
-        requests = self.recorder.record([row.text for row in rows])
+        requests = self.recorder.record([row.text for row in rows], rows)
         made = []
         for number, (row, request) in enumerate(zip(rows, requests, strict=True)):
             assert not isinstance(request.prompt, tuple)

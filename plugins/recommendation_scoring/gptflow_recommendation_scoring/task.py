@@ -57,7 +57,8 @@ class Rank(Task[RankInput, Scored, RankOutput]):
             if ctx.is_trained(interest.HEAD):
                 titles = [text for text, _ in taste.texts]
                 return await interest.by_head(ctx, self.next, titles, texts)
-            ctx.warn(f"There is no adapter {interest.HEAD.adapter!r}; `likelihood` judged.")
+            alias = interest.HEAD.adapter
+            ctx.warn(f"No adapter {alias!r} is better than a simple model; `likelihood` judged.")
         return await interest.by_likelihood(ctx, self.history, self.nobody, taste, texts)
 
 

@@ -153,7 +153,9 @@ def test_rank_says_when_there_is_no_trained_head():
     trained = run_result(Rank(), ranking(judge="trained"))
     plain = run_result(Rank(), ranking())
     assert trained.output == plain.output
-    assert trained.warnings == ("There is no adapter 'interest'; `likelihood` judged.",)
+    assert trained.warnings == (
+        "No adapter 'interest' is better than a simple model; `likelihood` judged.",
+    )
     assert not plain.warnings
 
 

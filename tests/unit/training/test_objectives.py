@@ -227,7 +227,7 @@ class TestDialogues:
         learnt = objective(task, vocabulary, self.ROW)
         recorded = learnt.recorder.record
         # As of a task that shortens what came before.
-        learnt.recorder.record = lambda inputs: recorded(
+        learnt.recorder.record = lambda inputs, rows: recorded(
             [{"messages": value["messages"][-1:]} for value in inputs]
         )
         assert len(learnt.examples([self.ROW])) == 2

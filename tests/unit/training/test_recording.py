@@ -17,6 +17,7 @@ from gptflow.executor import Executor
 from gptflow.request import Request
 from gptflow.task import Text
 from gptflow.testing import ScriptedEngine, registry_of
+from gptflow.training.data.rows import Origin, PlainText
 from gptflow.training.recording import TaskRecorder, choose_adapter
 
 
@@ -103,6 +104,9 @@ def test_errors_of_the_input_pass_through(vocabulary: Vocabulary) -> None:
         recorder.record(["fine", "  "])
     with pytest.raises(InvalidInput):
         recorder.record([{"text": "x", "nonsense": 1}])
+    rows = [PlainText(origin=Origin("posts.txt", n), text="") for n in (1, 7)]
+    with pytest.raises(EmptyInput, match=r"posts\.txt:7"):
+        recorder.record(["fine", "  "], rows)
 
 
 class Asking(Mood):
