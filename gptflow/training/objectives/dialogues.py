@@ -20,17 +20,15 @@ from pydantic import BaseModel
 from gptflow.adapter import HeadSpec
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import EmptyData, NotTrainable
-from gptflow.heads import Embed, Embedded, Generate, Head, Raw
+from gptflow.heads import Generate, Head
 from gptflow.plugins import AnyTask
 from gptflow.prompt import RenderedPrompt
-from gptflow.request import Request
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.rows import Dialogue, Turn
 from gptflow.training.evaluation.answers import Indices
-from gptflow.training.evaluation.summary import Report
 from gptflow.training.example import Example, Text
 from gptflow.training.heads import TrainedHeads
-from gptflow.training.objectives.objective import Objective
+from gptflow.training.objectives.generating import GeneratingObjective
 from gptflow.training.objectives.token_losses import token_losses
 from gptflow.training.recording import TaskRecorder
 from gptflow.training.settings import TrainingSettings
@@ -71,11 +69,10 @@ class _Output(NamedTuple):
     last: list[float]
 
 
-class DialogueObjective(Objective[Dialogue]):
+class DialogueObjective(GeneratingObjective[Dialogue]):
     """Learns to say what the assistant said."""
 
     primary = "mean_logprob"
-    heads: Mapping[str, int] = {}
 
     def __init__(
         self,
@@ -158,33 +155,9 @@ class DialogueObjective(Objective[Dialogue]):
         said = tokens > 0
         return {NAME: TextAnswers(logprobs=logprobs[said], tokens=tokens[said])}
 
-    def specs(
-        self, rows: Sequence[Dialogue], examples: Sequence[Example], outputs: Sequence[Any]
-    ) -> Mapping[str, HeadSpec]:
-        return {}
-
-    def reports(
-        self,
-        train: Sequence[Dialogue],
-        rows: Sequence[Dialogue],
-        examples: Sequence[Example],
-        outputs: Sequence[Any],
-        specs: Mapping[str, HeadSpec],
-    ) -> Mapping[str, Report]:
-        return {}
-
     def expected(self, example: Example, output: Any, specs: Mapping[str, HeadSpec]) -> list[float]:
         found: list[float] = output.last
         return found
-
-    def found(self, raw: Raw) -> list[float]:
-        assert isinstance(raw, Embedded)
-        return list(raw.vector)
-
-    def asked(self, example: Example) -> Request:
-        # What decoding begins with, and no draw depends on: the last token's hidden state.
-        head = Embed(pooling="last", normalize=False, adapter=self.recorder.adapter)
-        return Request(prompt=example.texts[0].ids, head=head)
 
 
 def answer_ids(vocabulary: Vocabulary, prompt: RenderedPrompt, text: str) -> tuple[int, ...]:

@@ -22,19 +22,18 @@ import torch
 from gptflow.adapter import HeadSpec
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import BadRows, NotTrainable
-from gptflow.heads import Embed, Embedded, Generate, Head, Raw
+from gptflow.heads import Generate, Head
 from gptflow.plugins import AnyTask
 from gptflow.prompt import RenderedPrompt
-from gptflow.request import Request
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.rows import Preference, Turn
 from gptflow.training.evaluation.answers import Indices
-from gptflow.training.evaluation.summary import Report
 from gptflow.training.example import Example, Text
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.kept import kept
 from gptflow.training.objectives.dialogues import answer_ids, conversation
-from gptflow.training.objectives.objective import Objective, Start
+from gptflow.training.objectives.generating import GeneratingObjective
+from gptflow.training.objectives.objective import Start
 from gptflow.training.objectives.token_losses import token_losses
 from gptflow.training.recording import TaskRecorder
 from gptflow.training.settings import TrainingSettings
@@ -103,7 +102,7 @@ class _Output(NamedTuple):
     exact: bool
 
 
-class PreferenceObjective(Objective[Preference]):
+class PreferenceObjective(GeneratingObjective[Preference]):
     """Learns to give better answers rather than worse ones.
 
     An example's texts are the prompt with the chosen answer and with the rejected one; its target
@@ -112,7 +111,6 @@ class PreferenceObjective(Objective[Preference]):
 
     primary = "preference_logprob"
     staged = False
-    heads: Mapping[str, int] = {}
 
     def __init__(
         self,
@@ -253,32 +251,9 @@ class PreferenceObjective(Objective[Preference]):
         self.warnings = tuple(_warnings(found, figures))
         return found
 
-    def specs(
-        self, rows: Sequence[Preference], examples: Sequence[Example], outputs: Sequence[Any]
-    ) -> Mapping[str, HeadSpec]:
-        return {}
-
-    def reports(
-        self,
-        train: Sequence[Preference],
-        rows: Sequence[Preference],
-        examples: Sequence[Example],
-        outputs: Sequence[Any],
-        specs: Mapping[str, HeadSpec],
-    ) -> Mapping[str, Report]:
-        return {}
-
     def expected(self, example: Example, output: Any, specs: Mapping[str, HeadSpec]) -> list[float]:
         found: list[float] = output.last.tolist()
         return found
-
-    def found(self, raw: Raw) -> list[float]:
-        assert isinstance(raw, Embedded)
-        return list(raw.vector)
-
-    def asked(self, example: Example) -> Request:
-        head = Embed(pooling="last", normalize=False, adapter=self.recorder.adapter)
-        return Request(prompt=example.texts[0].ids, head=head)
 
     def _logprobs(
         self, backbone: Backbone, examples: Sequence[Example], hidden: torch.Tensor

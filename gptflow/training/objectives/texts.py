@@ -21,16 +21,14 @@ import torch
 from gptflow.adapter import HeadSpec
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import NotTrainable
-from gptflow.heads import Embed, Embedded, Raw
-from gptflow.request import Request
 from gptflow.training.backbone import Backbone
 from gptflow.training.data.rows import PlainText
-from gptflow.training.evaluation.summary import Report
 from gptflow.training.example import Example, Text
 from gptflow.training.heads import TrainedHeads
 from gptflow.training.kept import kept
 from gptflow.training.objectives.dialogues import TextAnswers
-from gptflow.training.objectives.objective import Objective, Start
+from gptflow.training.objectives.generating import GeneratingObjective
+from gptflow.training.objectives.objective import Start
 from gptflow.training.objectives.token_losses import token_losses
 from gptflow.training.settings import TrainingSettings
 
@@ -47,7 +45,7 @@ class _Output(NamedTuple):
     last: list[float]
 
 
-class TextObjective(Objective[PlainText]):
+class TextObjective(GeneratingObjective[PlainText]):
     """Learns to go on with text.
 
     Args:
@@ -61,7 +59,6 @@ class TextObjective(Objective[PlainText]):
 
     primary = "mean_logprob"
     staged = False
-    heads: Mapping[str, int] = {}
 
     def __init__(
         self, vocabulary: Vocabulary, settings: TrainingSettings, *, adapter: str, context: int
@@ -82,6 +79,10 @@ class TextObjective(Objective[PlainText]):
         self._window = settings.window
         self._adapter = adapter
         self._before: Mapping[str, float] = {}
+
+    @property
+    def adapter(self) -> str:
+        return self._adapter
 
     def prepare(self, train: Sequence[PlainText]) -> None:
         pass  # whatever is text will do
@@ -156,32 +157,9 @@ class TextObjective(Objective[PlainText]):
             "bits_per_byte_before": self._before["bits_per_byte"],
         }
 
-    def specs(
-        self, rows: Sequence[PlainText], examples: Sequence[Example], outputs: Sequence[Any]
-    ) -> Mapping[str, HeadSpec]:
-        return {}
-
-    def reports(
-        self,
-        train: Sequence[PlainText],
-        rows: Sequence[PlainText],
-        examples: Sequence[Example],
-        outputs: Sequence[Any],
-        specs: Mapping[str, HeadSpec],
-    ) -> Mapping[str, Report]:
-        return {}
-
     def expected(self, example: Example, output: Any, specs: Mapping[str, HeadSpec]) -> list[float]:
         found: list[float] = output.last
         return found
-
-    def found(self, raw: Raw) -> list[float]:
-        assert isinstance(raw, Embedded)
-        return list(raw.vector)
-
-    def asked(self, example: Example) -> Request:
-        head = Embed(pooling="last", normalize=False, adapter=self._adapter)
-        return Request(prompt=example.texts[0].ids, head=head)
 
     def _losses(
         self, backbone: Backbone, examples: Sequence[Example], hidden: torch.Tensor
