@@ -19,6 +19,10 @@ from gptflow_recommendation_scoring.schema import Id, Title
 from gptflow_recommendation_scoring.taste import Taste
 
 
+Judge = Literal["trained", "likelihood"]
+"""The adapter's head, in log odds; or the model without one, see the README."""
+
+
 class Item(Input):
     """An item; a bare title is one whose id is the title."""
 
@@ -35,6 +39,7 @@ class Titles(Input):
         min_length=1, max_length=10_000, description="oldest first; the newest are read"
     )
     items: tuple[Item, ...] = Field(min_length=1, max_length=500)
+    judge: Judge = Field("trained", description="where there is no adapter, `likelihood` judges")
 
     @classmethod
     def from_text(cls, text: str) -> Mapping[str, Any]:
@@ -54,12 +59,11 @@ class Interests(Output):
     """Every item, the best first; what ties is in the order of the ids.
 
     Attributes:
-        judge: `trained`: the adapter's head, in log odds. `likelihood`: the model without one,
-            see the README.
+        judge: that judged.
     """
 
     items: list[ScoredItem]
-    judge: Literal["trained", "likelihood"]
+    judge: Judge
 
 
 class ScoreInterest(Task[Titles, Scored, Interests]):
@@ -74,7 +78,7 @@ class ScoreInterest(Task[Titles, Scored, Interests]):
 
     async def run(self, input: Titles, ctx: Context) -> Interests:
         texts = [item.title for item in input.items]
-        trained = ctx.is_trained(self.head)
+        trained = input.judge == "trained" and ctx.is_trained(self.head)
         if trained:
             found = await interest.by_head(ctx, self.prompt, input.history, texts)
         else:

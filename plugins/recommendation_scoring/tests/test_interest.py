@@ -64,6 +64,13 @@ def test_without_the_adapter_likelihood_judges():
     assert len(engine.requests) == 2
 
 
+def test_likelihood_judges_where_that_is_asked_for():
+    engine = Trained()
+    given = {"history": HISTORY, "items": ["Games"], "judge": "likelihood"}
+    assert run(ScoreInterest(), given, engine=engine).judge == "likelihood"
+    assert all(isinstance(request.head, Choose) for request in engine.requests)
+
+
 @pytest.mark.parametrize("turn", [1, -1])
 def test_what_ties_is_in_the_order_of_the_ids(turn):
     items = [{"id": name, "title": f"Title of {name}"} for name in "cab"][::turn]
