@@ -18,7 +18,6 @@ from gptflow_recommendation_scoring.defaults import NEWEST_EVENTS
 from gptflow_recommendation_scoring.schema import Id, Title
 from gptflow_recommendation_scoring.taste import Taste
 
-
 Judge = Literal["trained", "likelihood"]
 """The adapter's head, in log odds; or the model without one, see the README."""
 
