@@ -147,15 +147,19 @@ class Metric(_Strict):
 
 
 class Floor(_Strict):
-    """A simple model that is as good as a head, and answers in its place.
+    """A simple model that answers in place of a head, being as good, or together with it.
 
     Attributes:
         field: of the task's input, whose text it reads.
+        temperature: of its logits, where it answers in place of the head.
+        weight: of its log-probabilities, which are added to the head's logits where the two
+            answer together; None where it answers in place of the head.
     """
 
     kind: FloorKind
     field: str
     temperature: Temperature = 1.0
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def stands_in_for(self) -> Literal["classify", "tag"]:
@@ -170,7 +174,7 @@ class Manifest(_Strict):
         v: version of this format.
         task: the task it was trained for; empty where it is for any that generates text.
         heads: its heads by name. A name is what `MultiHead` calls it, or any other.
-        floors: by head, the simple models that answer in place of heads that lose to them.
+        floors: by head, the simple models that answer in place of a head or together with it.
         pooling: what `classify` and `score` heads are given: the last token's hidden state or
             the mean over all.
         lora_rank: the rank of its LoRA matrices; None if it has none.
@@ -224,6 +228,8 @@ class Manifest(_Strict):
                 raise ValueError(
                     f"the floor {name!r} has no {floor.stands_in_for} head to stand in for"
                 )
+            if floor.weight is not None and floor.stands_in_for != "classify":
+                raise ValueError(f"the floor {name!r} has no logits to add to a head's")
             if missing := set(floor_files(name, floor.kind)) - set(self.files):
                 raise ValueError(f"{min(missing)} of the floor {name!r} is not listed")
         if not lora and not self.heads:
@@ -270,13 +276,18 @@ class Manifest(_Strict):
                 words.append(f"{name} is {served:.3f}, not {'≤' if at_most else '≥'} {gate:g}")
         for name, metric in self.metrics.items():
             judged = name == self.primary or name.endswith(f".{self.primary}")  # of one head
-            if "." not in name and self.floors:
+            if "." not in name and self.replaced:
                 continue  # of all heads, some of which are floors
             if judged and not self._is_floors(name) and metric.loses:
                 words.append(
                     f"{name} is {metric.value:.3f}, and a simple model reaches {metric.floor:.3f}"
                 )
         return tuple(words)
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """The heads in whose place simple models answer."""
+        return frozenset(name for name, floor in self.floors.items() if floor.weight is None)
 
     @property
     def loses(self) -> bool:
@@ -288,9 +299,9 @@ class Manifest(_Strict):
         """Whether simple models answer in place of all heads that a figure is of."""
         head, dot, _ = figure.rpartition(".")
         return (
-            head in self.floors
+            head in self.replaced
             if dot
-            else bool(self.floors) and set(self.floors) == set(self.heads)
+            else bool(self.replaced) and self.replaced == set(self.heads)
         )
 
     def head(self, kind: str, labels: tuple[str, ...] = (), name: str = "") -> str:

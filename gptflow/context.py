@@ -253,7 +253,7 @@ class JobContext:
         return dataclasses.replace(cast(Tagged, raw), spans=tuple(spans))
 
     def _text_for_floors(self, head: Classify | MultiHead | Tag, values: Mapping[str, Any]) -> str:
-        """What the simple models read that answer in place of an adapter's heads, if any do."""
+        """What the simple models read that answer for an adapter's heads, or with them."""
         info = None if head.adapter is None else self._info(head.adapter)
         if info is None or info.manifest is None or not info.manifest.floors:
             return ""
@@ -268,7 +268,10 @@ class JobContext:
             text = "" if floor is None else values.get(floor.field)
             if floor is not None and isinstance(text, str) and text:
                 found = text
-                self.warn(f"{name}: a simple model answers ({floor.kind}); no adapter is better")
+                if name in manifest.replaced:
+                    self.warn(
+                        f"{name}: a simple model answers ({floor.kind}); no adapter is better"
+                    )
         return found
 
     def _doubt(self, raw: Raw) -> None:

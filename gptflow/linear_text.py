@@ -29,6 +29,7 @@ TERMS = "terms.json"
 WEIGHTS = "floor.safetensors"
 
 _IMPOSSIBLE = -1e4
+_UNLIKELY = -20.0
 
 SMOOTHING = 0.1
 """Of naive Bayes, in counts."""
@@ -128,10 +129,26 @@ class LinearText:
             idf=self.idf[kept] if len(self.idf) else self.idf,
         )
 
+    def rounded(self, most_bytes: int) -> Self:
+        """As it is read from files in half precision that take so many bytes at most."""
+        small, most = self, len(self.vocabulary)
+        while (size := sum(map(len, small.files(np.float16)))) > most_bytes:
+            most = most * most_bytes // size - 1
+            small = small.trimmed(most)
+        return self.parse(*small.files(np.float16), name="memory")
+
     def logits(self, text: str, labels: Sequence[str]) -> list[float]:
         """One per label, in this order; a label that never occurred is as good as impossible."""
         own = dict(zip(self.labels, self._logits(text).tolist(), strict=True))
         return [own.get(label, _IMPOSSIBLE) for label in labels]
+
+    def log_probs(self, text: str, labels: Sequence[str]) -> list[float]:
+        """One per label, in this order; of one that is next to impossible, a bound."""
+        logits = np.array(self.logits(text, labels))
+        top = logits.max()
+        found = logits - top - np.log(np.exp(logits - top).sum())
+        bounded: list[float] = np.maximum(found, _UNLIKELY).tolist()
+        return bounded
 
     def probs(self, texts: Sequence[str]) -> Floats:
         """`[texts, labels]`; terms that were not seen in training count for nothing."""

@@ -92,7 +92,12 @@ def show(session: Session, reference: str, verify: bool, as_json: bool) -> None:
     ]
     rows += [(f"gate: {name}", f"{gate:g}") for name, gate in manifest.gates.items()]
     rows += [
-        (f"answers: {name}", f"a simple model ({floor.kind}), which is as good")
+        (
+            f"answers: {name}",
+            f"a simple model ({floor.kind}), which is as good"
+            if floor.weight is None
+            else f"the head, and with weight {floor.weight:g} a simple model ({floor.kind})",
+        )
         for name, floor in manifest.floors.items()
     ]
     rows += [("against promotion", words) for words in manifest.missed()]

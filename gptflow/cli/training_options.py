@@ -90,7 +90,7 @@ _SETTINGS = (
     click.option(
         "--serve-floor/--no-serve-floor",
         default=None,
-        help="Where a simple model is as good, it answers.  [default: it does]",
+        help="Simple models answer, too, where that is better.  [default: they do]",
     ),
     click.option("--checkpoint-minutes", type=_NOT_NEGATIVE, help="[default: 3]"),
     click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),

@@ -253,7 +253,7 @@ class Preparer:
         name = manifest.head("tag", head.labels)
         spec = manifest.heads[name]
         assert spec.kind == "tag"
-        if request.floor_text and name in manifest.floors:
+        if request.floor_text and name in manifest.replaced:
             return self._look_up(request, lease, lora, name)
         ids, prefix = self._encode(request, request.prompt, lora, room=0)
         first, tokens = self._locate(request, copies=2 if spec.echo else 1)
@@ -310,7 +310,7 @@ class Preparer:
         heads: tuple[str, ...] = (),
     ) -> Pooling:
         ids, prefix = self._encode(request, request.prompt, lora, room=0)
-        if manifest is not None and request.floor_text and set(heads) <= set(manifest.floors):
+        if manifest is not None and request.floor_text and set(heads) <= manifest.replaced:
             ids, prefix = ids[:1], None  # nothing that the model says is looked at
         return Pooling(ids, pooling, prefix=prefix, job_class=request.job_class)
 
@@ -402,21 +402,24 @@ def _chosen(
     labels: tuple[str, ...],
     usage: Usage,
 ) -> Chosen:
-    """The answer of a trained head, or of the simple model that is better than it.
+    """The answer of a trained head, of a simple model that is as good, or of both together.
 
-    The latter needs the text as it was given, and the head answers where nobody says what it is.
+    The simple model needs the text as it was given; without it the head answers.
     """
     manifest = _trained(lease)
     spec = manifest.heads[name]
     assert spec.kind == "classify"
-    if request.floor_text and name in manifest.floors:
-        floor = cast("LinearText", lease.floors[name])
-        logits = trained.as_logits(floor.logits(request.floor_text, spec.labels))
-        cooled = spec.model_copy(
-            update={"temperature": manifest.floors[name].temperature, "thresholds": {}}
-        )
+    floor = manifest.floors.get(name) if request.floor_text else None
+    if floor is not None and floor.weight is None:
+        simple = cast("LinearText", lease.floors[name])
+        logits = trained.as_logits(simple.logits(request.floor_text, spec.labels))
+        cooled = spec.model_copy(update={"temperature": floor.temperature, "thresholds": {}})
         return trained.choose(cooled, logits, labels, usage)
     logits = lease.heads[name](sequence.vector(normalize=False))
+    if floor is not None and floor.weight is not None:
+        simple = cast("LinearText", lease.floors[name])
+        said = trained.as_logits(simple.log_probs(request.floor_text, spec.labels))
+        logits = logits + floor.weight * said
     return trained.choose(spec, logits, labels, usage)
 
 

@@ -15,9 +15,12 @@ def model_card(manifest: Manifest, record: RunRecord) -> str:
         told = f": {', '.join(labels)}" if labels else ""
         lines.append(f"- Head `{name}` ({spec.kind}){told}")
         if (simple := manifest.floors.get(name)) is not None:
-            lines.append(
-                f"  - A simple model ({simple.kind}) is as good, and answers in its place."
+            how = (
+                "is as good, and answers in its place"
+                if simple.weight is None
+                else f"answers with it: its log-probabilities count {simple.weight:g}"
             )
+            lines.append(f"  - A simple model ({simple.kind}) {how}.")
     settings = record.settings
     how = {
         "lora": f"LoRA of rank {settings.rank} on {settings.layers} layers",

@@ -317,7 +317,7 @@ def _temperatures(manifest: Manifest | None, heads: Iterable[str]) -> dict[str, 
     if manifest is None:
         return {}
     fitted = {
-        name: manifest.floors[name].temperature if name in manifest.floors else spec.temperature
+        name: manifest.floors[name].temperature if name in manifest.replaced else spec.temperature
         for name, spec in manifest.heads.items()
         if isinstance(spec, ClassifyHead)
     }

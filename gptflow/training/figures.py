@@ -8,6 +8,7 @@ from typing import Any
 from gptflow.adapter import Metric
 from gptflow.training.evaluation.summary import Report
 from gptflow.training.objectives.objective import Objective
+from gptflow.training.served_floors import ServedFloor
 
 MOST_LABELS = 50
 """Of a confusion matrix that is shipped."""
@@ -23,12 +24,15 @@ def without_rows(report: Report) -> Report:
 
 
 def shipped_metrics(
-    objective: Objective[Any], reports: Mapping[str, Report], figures: Mapping[str, float]
+    objective: Objective[Any],
+    reports: Mapping[str, Report],
+    figures: Mapping[str, float],
+    floors: Mapping[str, ServedFloor],
 ) -> dict[str, Metric]:
     """Figures for the manifest, each with that of the best floor where there is one."""
     primary = objective.primary
     found: dict[str, Metric] = {}
-    floors: list[float] = []
+    reached: list[float] = []
     for name, report in reports.items():
         best = report.floors.get(report.best_floor or "", {})
         for figure, measured in report.metrics.items():
@@ -38,12 +42,15 @@ def shipped_metrics(
                     value=measured.value, floor=floor
                 )
             if figure == primary and floor is not None:
-                floors.append(floor)
+                reached.append(floor)
         if report.calibration is not None:
             key = "ece" if len(reports) == 1 else f"{name}.ece"
-            found[key] = Metric(value=report.calibration.ece)
+            served = floors[name].ece if name in floors else None
+            found[key] = Metric(
+                value=report.calibration.ece if served is None else served, floor=served
+            )
     for figure, value in figures.items():
         if figure not in found and value == value:
-            mean = sum(floors) / len(floors) if figure == primary and floors else None
+            mean = sum(reached) / len(reached) if figure == primary and reached else None
             found[figure] = Metric(value=value, floor=mean)
     return found

@@ -23,12 +23,12 @@ from gptflow.training.evaluation.summary import Report
 from gptflow.training.report import report_labels
 
 MOST_BYTES = 3 << 20
-"""Of a simple model's numbers, in half precision, or phrases: an adapter is to stay small."""
+"""Of a simple model's files: an adapter is to stay small."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServedFloor:
-    """A simple model that answers for a head.
+    """A simple model that answers for a head, or with it.
 
     Attributes:
         contents: of its files.
@@ -39,6 +39,11 @@ class ServedFloor:
     contents: tuple[bytes, ...]
     spec: Floor
     ece: float | None = None
+
+    def __str__(self) -> str:
+        if self.spec.weight is None:
+            return f"{self.spec.kind} is as good, and answers in the adapter's place"
+        return f"{self.spec.kind} answers with the adapter, with weight {self.spec.weight:g}"
 
     def write(self, folder: Path, head: str) -> None:
         """Put it into an adapter's folder."""
@@ -88,7 +93,7 @@ def _linear(
     rows: Sequence[Row],
 ) -> ServedFloor | None:
     known = [row for row in _labelled(train, name) if row.labels[name] in spec.labels]
-    model = _rounded(fit_linear(kind, known, name))
+    model = fit_linear(kind, known, name).rounded(MOST_BYTES)
     developed = _answers(model, _labelled(dev, name), spec.labels, name)
     assert developed.probs is not None
     temperature = calibration.fit_temperature(developed.probs, developed.gold)
@@ -118,9 +123,3 @@ def _answers(
 ) -> LabelAnswers:
     probs = spread(model.probs([row.text for row in rows]), model.labels, labels)
     return LabelAnswers(rows=rows, labels=labels, probs=probs, head=head)
-
-
-def _rounded(model: LinearText) -> LinearText:
-    """As it will be read from the adapter's folder."""
-    model = model.trimmed(MOST_BYTES // (2 * len(model.labels)))
-    return LinearText.parse(*model.files(np.float16), name="memory")

@@ -66,7 +66,8 @@ class TrainingSettings(BaseModel):
         keep: rows to keep for a run that goes on from this one; 0 for none.
         window: tokens that are read at once in pre-training.
         beta: of preferences, how far the model may go from the one that it was.
-        serve_floor: where a simple model is as good as a head, have it answer in the head's place.
+        serve_floor: have a simple model answer in a head's place where it is as good, or with it
+            where the development rows find that better.
         storage: what LoRA's matrices and the heads are rounded to, before they are measured and
             saved.
         checkpoint_minutes: between two checkpoints.

@@ -28,6 +28,7 @@ from gptflow.training import activations, anchor, artefact, checkpoint, curves, 
 from gptflow.training.activations import Activations
 from gptflow.training.backbone import Backbone, round_to
 from gptflow.training.batches import replayed_of
+from gptflow.training.blending import Blending
 from gptflow.training.continuing import REPLAYED, Past, hold, keep_rows, measure_stages
 from gptflow.training.data.requirements import require_seen
 from gptflow.training.data.rows import LabelledText, Row
@@ -348,14 +349,12 @@ class _Training:
 
     def run(self) -> RunRecord:
         """Train, measure, and save an adapter."""
-        settings, watch = self._settings, self._watch
-        fit = self._fit()
+        settings, watch, fit = self._settings, self._watch, self._fit()
         if not self._processes.first:
             return self._record  # the first one measures and saves
         backbone, heads, objective, past = fit.backbone, fit.heads, fit.objective, fit.past
         train, dev, test, trainer = fit.train, fit.dev, fit.test, fit.trainer
         dev_examples, test_examples = trainer.dev_examples, fit.test_examples
-        progress = trainer.progress
         if past.train and settings.replay and settings.rebalance:
             with backbone.in_float32():
                 rebalance(trainer, objective, fit.examples, watch.note)
@@ -367,29 +366,32 @@ class _Training:
         with backbone.in_float32():
             outputs = trainer.predict(dev_examples)
             test_outputs = trainer.predict(test_examples) if test else outputs
-        specs = objective.specs(dev, dev_examples, outputs)
         rows, made = (test, test_examples) if test else (dev, dev_examples)
-        reports = objective.reports([*train, *past.train], rows, made, test_outputs, specs)
-        figures = objective.figures(rows, made, test_outputs)
+        learnt = [*train, *past.train]
+        task = self._task if settings.serve_floor and settings.method != "full" else None
+        blending, floors = Blending(objective), dict[str, ServedFloor]()
+        if task is not None and settings.in_scope is None:
+            blending = Blending.find(objective, learnt, dev, dev_examples, outputs)
+        specs = objective.specs(dev, dev_examples, blending(dev, outputs))
+        measured = blending(rows, test_outputs)
+        reports = objective.reports(learnt, rows, made, measured, specs)
+        figures = objective.figures(rows, made, measured)
         figures = {**figures, **objective.finish(backbone, figures)}
-        metrics = shipped_metrics(objective, reports, figures)
-        floors: dict[str, ServedFloor] = {}
-        if settings.serve_floor and settings.method != "full" and self._task is not None:
-            floors = floors_to_serve(self._task, reports, specs, [*train, *past.train], dev, rows)
+        if task is not None:
+            better = floors_to_serve(task, reports, specs, learnt, dev, rows)
+            floors = {**blending.floors(task), **better}
         for name, floor in floors.items():
-            watch.note(f"{name}: {floor.spec.kind} is as good, and answers in the adapter's place")
-            if (ece := floor.ece) is not None:
-                figure = "ece" if len(reports) == 1 else f"{name}.ece"
-                metrics[figure] = Metric(value=ece, floor=ece)
+            watch.note(f"{name}: {floor}")
+        metrics = shipped_metrics(objective, reports, figures, floors)
         counts = {"train": len(train), "dev": len(dev)} | ({"test": len(test)} if test else {})
         counts |= {"old": len(past.train)} if past.train else {}
         self._record = self._run.update(
             metrics=metrics,
             primary=objective.primary,
             rows=counts,
-            steps=progress.step,
-            tokens=progress.tokens,
-            seconds=progress.seconds,
+            steps=trainer.progress.step,
+            tokens=trainer.progress.tokens,
+            seconds=trainer.progress.seconds,
             warnings=objective.warnings,
         )
         try:

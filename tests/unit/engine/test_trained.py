@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gptflow.adapter_info import floor_files
 from gptflow.context import Job
 from gptflow.engine.trained import viterbi
 from gptflow.errors import AdapterCorrupt, AdapterMismatch, UnsupportedHead
 from gptflow.executor import Executor
 from gptflow.heads import Classify, Embed, MultiHead, Score, Tag
+from gptflow.linear_text import LinearText
 from gptflow.prompt import Prompt
 from gptflow.request import Request
 from gptflow.task import Input, Output, Task
@@ -92,6 +94,26 @@ def test_classify_equals_a_plain_forward(tiny, make_engine, adapter, lora, pooli
         assert chosen.usage.tokens_out == 0
     assert (chosen.usage.cached > 8) == (pooling == "last")
     assert engine.stats()["slots_used"] == 0
+
+
+def test_a_simple_model_adds_to_the_heads_logits(tiny, make_engine, adapter):
+    simple = LinearText.fit("naive_bayes", ["so fine", "so sad"], ["good", "bad"])
+    made = adapter({"mood": head()})
+    for name, content in zip(floor_files("mood", simple.kind), simple.files(), strict=True):
+        (made.folder / name).write_bytes(content)
+    floor = {"kind": simple.kind, "field": "text", "weight": 0.5}
+    tiny.write_manifest(made.folder, heads={"mood": head()}, floors={"mood": floor})
+    engine = make_engine()
+    engine.load_adapter("mood", made.folder)
+    asked = Classify(labels=LABELS, adapter="mood")
+    prompt = PROMPT.render({"text": "so sad"})
+    states = hidden(made.model, tiny.vocabulary.encode(prompt))
+    own = logits(made, "mood", states[-1])
+    added = own + 0.5 * torch.tensor(simple.log_probs("so sad", LABELS))
+    for text, expected in (("so sad", added), ("", own)):
+        request = Request(prompt=prompt, head=asked, floor_text=text)
+        scores = engine.submit(request).result(30).scores
+        assert [scores[label] for label in LABELS] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_several_heads_share_one_forward(tiny, make_engine, adapter):

@@ -170,6 +170,9 @@ def test_the_figures_of_who_answers_are_held_against_the_gates() -> None:
     assert manifest(metrics=metrics, gates=gates, floors={"a": floor}).missed() == ()
     [told] = manifest(metrics=metrics, gates={"a.macro_f1": 0.85}, floors={"a": floor}).missed()
     assert "0.800" in told
+    # One that answers with the head is part of what was measured.
+    both = {"a": floor | {"weight": 0.5}}
+    assert len(manifest(metrics=metrics, gates=gates, floors=both).missed()) == 3
     lost = metrics | {"b.macro_f1": {"value": 0.6, "floor": 0.7}}
     [told] = manifest(metrics=lost, floors={"a": floor}).missed()
     assert told.startswith("b.macro_f1 is 0.600")
@@ -181,6 +184,7 @@ def test_the_figures_of_who_answers_are_held_against_the_gates() -> None:
         {"floors": {"c": {"kind": "naive_bayes", "field": "text"}}},
         {"floors": {"a": {"kind": "forest", "field": "text"}}},
         {"floors": {"a": {"kind": "dictionary", "field": "text"}}},
+        {"floors": {"a": {"kind": "naive_bayes", "field": "text", "weight": 0}}},
         {
             "floors": {"a": {"kind": "naive_bayes", "field": "text"}},
             "files": {"head.safetensors": "b" * 64},
@@ -205,3 +209,16 @@ def test_terms_that_tell_least_are_left_out_first() -> None:
     back = LinearText.parse(*small.files(np.float16), name="x")
     assert back.probs(texts) == pytest.approx(small.probs(texts), abs=0.01)
     assert small.logits("good", ("never", "up"))[0] == -1e4
+    logprobs = small.log_probs("good", ("up", "never", "down"))
+    assert np.exp([logprobs[0], logprobs[2]]).sum() == pytest.approx(1)
+    assert logprobs[1] == -20
+
+
+def test_a_simple_model_is_cut_down_to_so_many_bytes() -> None:
+    texts = [f"word{n} and word{n % 7}" for n in range(200)]
+    model = LinearText.fit("naive_bayes", texts, ["up", "down"] * 100)
+    whole = sum(map(len, model.files(np.float16)))
+    assert whole > 3000
+    small = model.rounded(3000)
+    assert 2000 < sum(map(len, small.files(np.float16))) <= 3000
+    assert len(model.rounded(whole).vocabulary) == len(model.vocabulary)
