@@ -232,7 +232,6 @@ class JobContext:
         self, head: Classify | MultiHead | Tag, prompt: Prompt | str, values: dict[str, Any]
     ) -> Raw:
         fitted = await self._fit(head, prompt, values)
-        self._hold(head.adapter)  # whose manifest says who answers
         for_floors = self._text_for_floors(head, values)
         if not isinstance(head, Tag):
             raw = await self._submit(head, fitted.prompt, floor_text=for_floors)

@@ -132,8 +132,8 @@ class LinearText:
     def rounded(self, most_bytes: int) -> Self:
         """As it is read from files in half precision that take so many bytes at most."""
         small, most = self, len(self.vocabulary)
-        while (size := sum(map(len, small.files(np.float16)))) > most_bytes:
-            most = most * most_bytes // size - 1
+        while most and (size := sum(map(len, small.files(np.float16)))) > most_bytes:
+            most = max(most * most_bytes // size - 1, 0)
             small = small.trimmed(most)
         return self.parse(*small.files(np.float16), name="memory")
 

@@ -410,16 +410,16 @@ def _chosen(
     spec = manifest.heads[name]
     assert spec.kind == "classify"
     floor = manifest.floors.get(name) if request.floor_text else None
-    if floor is not None and floor.weight is None:
-        simple = cast("LinearText", lease.floors[name])
+    if floor is None:
+        logits = lease.heads[name](sequence.vector(normalize=False))
+        return trained.choose(spec, logits, labels, usage)
+    simple = cast("LinearText", lease.floors[name])
+    if floor.weight is None:
         logits = trained.as_logits(simple.logits(request.floor_text, spec.labels))
         cooled = spec.model_copy(update={"temperature": floor.temperature, "thresholds": {}})
         return trained.choose(cooled, logits, labels, usage)
-    logits = lease.heads[name](sequence.vector(normalize=False))
-    if floor is not None and floor.weight is not None:
-        simple = cast("LinearText", lease.floors[name])
-        said = trained.as_logits(simple.log_probs(request.floor_text, spec.labels))
-        logits = logits + floor.weight * said
+    said = trained.as_logits(simple.log_probs(request.floor_text, spec.labels))
+    logits = lease.heads[name](sequence.vector(normalize=False)) + floor.weight * said
     return trained.choose(spec, logits, labels, usage)
 
 

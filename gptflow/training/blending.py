@@ -61,9 +61,9 @@ class Blending:
         Args:
             examples: of the development split; `outputs` are what the trained heads say.
         """
-        found = cls(objective)
+        blends: dict[str, _Blend] = {}
         if not isinstance(objective, LabelObjective) or len(dev) < FEWEST:
-            return found
+            return cls(objective)
         best = {
             name: answers.metrics()[objective.primary]
             for name, answers in objective.answers(dev, examples, outputs).items()
@@ -72,34 +72,20 @@ class Blending:
             labels = objective.labels[name]
             known = [row for row in train if row.labels.get(name) in labels]
             model = fit_linear(kind, known, name).rounded(MOST_BYTES)
+            said = _log_probs(model, dev, labels)
             for weight in WEIGHTS:
-                tried = cls(objective, {name: _Blend(model, weight)})
-                answers = objective.answers(dev, examples, tried(dev, outputs))[name]
+                answers = objective.answers(dev, examples, _add(outputs, name, weight * said))[name]
                 if (figure := answers.metrics()[objective.primary]) > best[name]:
-                    best[name] = figure
-                    found = cls(objective, {**found._blends, **tried._blends})
-        return found
+                    best[name], blends[name] = figure, _Blend(model, weight)
+        return cls(objective, blends)
 
     def __call__(self, rows: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
         """What heads and simple models say of rows together; `outputs` are what the heads say."""
-        if not self._blends:
-            return outputs
-        assert isinstance(self._objective, LabelObjective)
-        said = {
-            name: torch.tensor(
-                [blend.model.log_probs(row.text, self._objective.labels[name]) for row in rows]
-            )
-            for name, blend in self._blends.items()
-        }
-        return [
-            {
-                name: logits + self._blends[name].weight * said[name][number]
-                if name in said
-                else logits
-                for name, logits in output.items()
-            }
-            for number, output in enumerate(outputs)
-        ]
+        for name, blend in self._blends.items():
+            assert isinstance(self._objective, LabelObjective)
+            said = _log_probs(blend.model, rows, self._objective.labels[name])
+            outputs = _add(outputs, name, blend.weight * said)
+        return outputs
 
     def floors(self, task: AnyTask) -> dict[str, ServedFloor]:
         """For an adapter, by head."""
@@ -109,3 +95,15 @@ class Blending:
             floor = Floor(kind=blend.model.kind, field=field, weight=blend.weight)
             found[name] = ServedFloor(blend.model.files(np.float16), floor)
         return found
+
+
+def _log_probs(model: LinearText, rows: Sequence[Any], labels: Sequence[str]) -> torch.Tensor:
+    """`[rows, labels]`."""
+    return torch.tensor([model.log_probs(row.text, labels) for row in rows])
+
+
+def _add(outputs: Sequence[Any], name: str, logits: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Outputs with logits added to those of one head, row by row."""
+    return [
+        {**output, name: output[name] + own} for output, own in zip(outputs, logits, strict=True)
+    ]

@@ -9,13 +9,12 @@ stages with 10 % replay, the mean accuracy after the last one rises from 0.77 to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from gptflow.training.example import Example
 from gptflow.training.objectives.labels import LabelObjective
 from gptflow.training.objectives.objective import Objective
 from gptflow.training.trainer import Trainer
@@ -28,18 +27,12 @@ _STEPS = 60
 
 
 def rebalance(
-    trainer: Trainer[Any],
-    objective: Objective[Any],
-    examples: Sequence[Example],
-    note: Callable[[str], None],
+    trainer: Trainer[Any], objective: Objective[Any], note: Callable[[str], None]
 ) -> None:
-    """Fit a trainer's heads again; what the development split does not find better is undone.
-
-    Args:
-        examples: all that it was trained on, old and new.
-    """
+    """Fit a trainer's heads again; what the development split does not find better is undone."""
     if not isinstance(objective, LabelObjective):
         return
+    examples = trainer.examples
     before = {name: each.detach().clone() for name, each in trainer.heads.trained.items()}
     figure = trainer.measure()[objective.primary]
     vectors = torch.stack(trainer.predict(examples, objective.vectors))

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
@@ -234,7 +234,12 @@ class Trainer(Generic[RowT]):
                 outputs[i] = output
         return outputs
 
-    def measure(self) -> Mapping[str, float]:
+    @property
+    def examples(self) -> Sequence[Example]:
+        """All that is trained on: new ones, and old ones that are replayed."""
+        return self._train
+
+    def measure(self) -> dict[str, float]:
         """Figures of the development split, with the weights of now."""
         outputs = self.predict(self.dev_examples)
         return self._objective.figures(self._dev, self.dev_examples, outputs)
@@ -323,7 +328,7 @@ class Trainer(Generic[RowT]):
 
     def _evaluate(self) -> dict[str, float]:
         """Measure the development split; keep the weights if they are the best so far."""
-        found = dict(self.measure()) if self._processes.first else None
+        found = self.measure() if self._processes.first else None
         figures = self._processes.tell(found)
         figure = figures[self._objective.primary]
         progress = self.progress

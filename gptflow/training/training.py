@@ -206,7 +206,6 @@ class _Trained:
     own_dev: Sequence[Any]
     dev: Sequence[Any]
     test: Sequence[Any]
-    examples: Sequence[Example]
     test_examples: Sequence[Example]
 
 
@@ -325,17 +324,7 @@ class _Training:
             )
         trainer.run()
         return _Trained(
-            backbone,
-            heads,
-            objective,
-            trainer,
-            past,
-            train,
-            own_dev,
-            dev,
-            test,
-            (*examples, *old_examples),
-            test_examples,
+            backbone, heads, objective, trainer, past, train, own_dev, dev, test, test_examples
         )
 
     @contextlib.contextmanager
@@ -357,7 +346,7 @@ class _Training:
         dev_examples, test_examples = trainer.dev_examples, fit.test_examples
         if past.train and settings.replay and settings.rebalance:
             with backbone.in_float32():
-                rebalance(trainer, objective, fit.examples, watch.note)
+                rebalance(trainer, objective, watch.note)
         storage = getattr(torch, settings.storage)
         round_to(heads.trained, storage)
         if settings.method == "lora":

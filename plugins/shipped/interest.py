@@ -1,4 +1,4 @@
-"""Interest: which area of a web site a visitor went to last (UCI Anonymous Microsoft Web Data).
+"""Interest: which area of a web site a visitor went to as well (UCI Anonymous Microsoft Web Data).
 
 A row is a history of titles and one more title: the visitor's own (1), or one that the visitor
 never went to (0), drawn as often as its popularity to the power of 0.75 says (Mikolov et al. 2013).

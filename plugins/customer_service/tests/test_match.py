@@ -9,7 +9,7 @@ import pytest
 
 from gptflow.adapter import BaseModelRef, ClassifyHead, Manifest, Metric, ScoreHead
 from gptflow.adapter_info import AdapterInfo
-from gptflow.errors import EmptyInput, InvalidInput
+from gptflow.errors import EmptyInput, GPTFlowError, InvalidInput
 from gptflow.testing import ScriptedEngine, TaskContract, examples, run, run_result
 from gptflow_customer_service.answer_matching import MAX_REPLY, MatchAnswer, Matches
 
@@ -125,8 +125,8 @@ def test_a_long_question_loses_its_beginning() -> None:
         ("a", InvalidInput, "candidates"),
     ],
 )
-def test_bad_input_is_refused(given: Any, error: type[Exception], says: str) -> None:
+def test_bad_input_is_refused(given: Any, error: type[GPTFlowError], says: str) -> None:
     result = run_result(MATCH, given)
     assert result.error is not None
-    assert result.error.code == error.code  # type: ignore[attr-defined]
+    assert result.error.code == error.code
     assert says in result.error.message

@@ -20,18 +20,24 @@ Invoke = Callable[..., tuple[int, str, str]]
 QUICK = ("--rank", "2", "--batch", "16", "--epochs", "0.5")  # which is not enough to learn much
 
 
+def lost(
+    gptflow: Invoke, tiny: SimpleNamespace, tmp_path: Path, adapter: str, rows: list[Any]
+) -> tuple[str, Path]:
+    """What a training that loses to a simple model says, and its adapter's folder."""
+    tiny.jsonl(tmp_path / "rows.jsonl", [row for n, row in enumerate(rows) if n % 4])
+    tiny.jsonl(tmp_path / "test.jsonl", rows[::4])
+    files = ("--data", "rows.jsonl", "--test", "test.jsonl")
+    code, _, told = gptflow("train", f"tiny.{adapter}", *files, *QUICK)
+    assert code == 0, told
+    [made] = (tmp_path / "data" / "adapters" / adapter).glob("2*")
+    return told, made
+
+
 @pytest.fixture
 def folder(gptflow: Invoke, tiny: SimpleNamespace, tmp_path: Path) -> Path:
     """An adapter whose head lost to naive Bayes."""
-    rows = tiny.topic_rows(8)
-    tiny.jsonl(tmp_path / "rows.jsonl", [row for n, row in enumerate(rows) if n % 4])
-    tiny.jsonl(tmp_path / "test.jsonl", rows[::4])
-    code, _, err = gptflow(
-        "train", "tiny.topic", "--data", "rows.jsonl", "--test", "test.jsonl", *QUICK
-    )
-    assert code == 0, err
-    assert "answers in the adapter's place" in err
-    [made] = (tmp_path / "data" / "adapters" / "topic").glob("2*")
+    told, made = lost(gptflow, tiny, tmp_path, "topic", tiny.topic_rows(8))
+    assert "answers in the adapter's place" in told
     return made
 
 
@@ -90,14 +96,8 @@ def test_a_dictionary_that_wins_finds_the_spans(
     gptflow: Invoke, tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
     rows = tiny.tag_rows()
-    tiny.jsonl(tmp_path / "rows.jsonl", [row for n, row in enumerate(rows) if n % 4])
-    tiny.jsonl(tmp_path / "test.jsonl", rows[::4])
-    code, _, err = gptflow(
-        "train", "tiny.names", "--data", "rows.jsonl", "--test", "test.jsonl", *QUICK
-    )
-    assert code == 0, err
-    assert "dictionary is as good, and answers in the adapter's place" in err
-    [made] = (tmp_path / "data" / "adapters" / "names").glob("2*")
+    told, made = lost(gptflow, tiny, tmp_path, "names", rows)
+    assert "dictionary is as good, and answers in the adapter's place" in told
     assert [path.name for path in made.glob("floor-*")] == ["floor-tags.json"]
     manifest = Manifest.parse((made / "manifest.json").read_bytes(), name="names")
     assert manifest.floors["tags"].kind == "dictionary"
