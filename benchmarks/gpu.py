@@ -197,7 +197,7 @@ def steps(setting: Setting) -> Report:
 def waits(setting: Setting) -> Report:
     """How often a step waits for the device, by torch's own account: once, to read the tokens."""
     made = setting.model()
-    found: Report = {}
+    found: Report = {"where": []}
     with torch.inference_mode():
         for graphs in (True, False):
             runner, slots = setting.runner(made, graphs=graphs)
@@ -209,10 +209,11 @@ def waits(setting: Setting) -> Report:
             with _sync_warnings(setting) as heard:
                 _step(runner, sequences, 33)
             found[f"decode_{_name(graphs)}"] = len(heard)
+            found["where"] += sorted({f"{w.filename}:{w.lineno}" for w in heard})
             with _sync_warnings(setting) as heard:
                 runner.forward([*(Chunk(s, 34, 35) for s in sequences), Chunk(long, 0, 100)])
             found[f"mixed_forward_{_name(graphs)}"] = len(heard)
-            found["where"] = sorted({str(warning.message)[:200] for warning in heard})[:5]
+            found["where"] += sorted({f"{w.filename}:{w.lineno}" for w in heard})
     found["ok"] = setting.dry or all(
         found[f"decode_{name}"] <= 1 and found[f"mixed_forward_{name}"] == 0
         for name in map(_name, (True, False))

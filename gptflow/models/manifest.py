@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gptflow import validation
+from gptflow import __version__, validation
 from gptflow.errors import ModelCorrupt
 from gptflow.models.files import CONFIG, is_weights, read_json
 from gptflow.models.licence import Licence
@@ -66,7 +65,7 @@ def create(
         licence=licence.id if licence else fetched.licence or "unknown",
         terms=licence.url if licence else None,
         created=datetime.now(UTC),
-        gptflow=metadata.version("gptflow"),
+        gptflow=__version__,
         files={
             path.name: FileRecord(size=path.stat().st_size, sha256=hash_file(path))
             for path in sorted(folder.iterdir())

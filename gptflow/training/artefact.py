@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from gptflow import __version__
 from gptflow.adapter import BaseModelRef, Data, HeadSpec, Manifest, Metric
 from gptflow.adapter_info import HEAD_WEIGHTS, LORA_CONFIG, LORA_WEIGHTS, MANIFEST
 from gptflow.engine.engine import TorchEngine
@@ -236,7 +236,7 @@ def _manifest(
         metrics=dict(metrics),
         primary=record.primary,
         gates=dict(record.gates),
-        code=f"gptflow {metadata.version('gptflow')}",
+        code=f"gptflow {__version__}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files={},
     )

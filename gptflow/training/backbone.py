@@ -136,11 +136,8 @@ class Backbone:
         Returns:
             `[texts, longest, width]` in float32; rows past a text's end mean nothing.
         """
-        ids = pad([torch.tensor(text) for text in texts]).to(self.device)
         with self._precision(), self._injected(lower, shift):
-            out = self._decoder(input_ids=ids, use_cache=False)
-        hidden: torch.Tensor = out.last_hidden_state.float()
-        return hidden
+            return self._read(texts).float()
 
     @torch.no_grad()
     def entering(
@@ -186,7 +183,6 @@ class Backbone:
     @torch.no_grad()
     def lower(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """What the layers below `first` give for each text, `[tokens, width]` in float32."""
-        ids = pad([torch.tensor(text) for text in texts]).to(self.device)
         caught: list[torch.Tensor] = []
 
         def catch(_module: nn.Module, _given: Any, result: Any) -> None:
@@ -196,7 +192,7 @@ class Backbone:
         hook = self._layers[self.first - 1].register_forward_hook(catch)
         try:
             with contextlib.suppress(_EnoughError):
-                self._decoder(input_ids=ids, use_cache=False)
+                self._read(texts)
         finally:
             hook.remove()
         [states] = caught
@@ -239,6 +235,24 @@ class Backbone:
             yield
         finally:
             self._exact = False
+
+    def visible(self, lengths: Sequence[int]) -> torch.Tensor | None:
+        """Which tokens see which others; None for the model's own attention, which looks back.
+
+        Args:
+            lengths: of the texts, in tokens.
+
+        Returns:
+            `[texts, 1, longest, longest]` of booleans, the seen along the last axis.
+        """
+        return None
+
+    def _read(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        ids = pad([torch.tensor(text) for text in texts]).to(self.device)
+        mask = self.visible([len(text) for text in texts])
+        out = self._decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        states: torch.Tensor = out.last_hidden_state
+        return states
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=not self.exact)

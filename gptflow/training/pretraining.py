@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
+from gptflow import __version__
 from gptflow.errors import NotTrainable
 from gptflow.models.model import Model
 from gptflow.training.runs import DataFile, Run, RunTable
@@ -52,7 +52,7 @@ def begin_pretraining(
         settings=settings,
         gates={**GATES, **(gates or {})},
         data=tuple(data),
-        code=f"gptflow {metadata.version('gptflow')}",
+        code=f"gptflow {__version__}",
     )
     if config is not None:
         try:

@@ -7,12 +7,12 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gptflow import __version__
 from gptflow.adapter import BaseModelRef, HeadSpec, Metric
 from gptflow.engine.tokenizer import Vocabulary
 from gptflow.errors import (
@@ -102,7 +102,7 @@ def begin(
         gates=gates or {},
         data=tuple(data),
         track=tuple(dict.fromkeys(track)),
-        code=f"gptflow {metadata.version('gptflow')}",
+        code=f"gptflow {__version__}",
         job=job,
         parent=None if parent is None else parent.reference,
         parent_sha256=None if parent is None else parent.sha256,

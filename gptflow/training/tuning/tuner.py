@@ -14,11 +14,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata
 from typing import Any
 
 import torch
 
+from gptflow import __version__
 from gptflow.errors import (
     DataError,
     GPTFlowError,
@@ -145,7 +145,7 @@ def begin(
         prune=prune,
         track=tuple(dict.fromkeys(track)),
         words=tuple(words),
-        code=f"gptflow {metadata.version('gptflow')}",
+        code=f"gptflow {__version__}",
     )
     common = settings.model_dump()
     first = {n: common[n] for n, d in spaces.parse(space, settings).items() if d.holds(common[n])}

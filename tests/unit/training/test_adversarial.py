@@ -64,7 +64,7 @@ class Problem:
 @pytest.fixture
 def make(tiny: SimpleNamespace) -> Callable[..., Problem]:
     def problem(kind: str = "llama", **settings: Any) -> Problem:
-        chosen = TrainingSettings.of(rank=4, dropout=0.0, **settings)
+        chosen = TrainingSettings.of(rank=4, dropout=0.0, device="cpu", **settings)
         backbone = Backbone.load(tiny.model(kind).path, chosen, model_id="tiny")
         heads = TrainedHeads({"label": 3}, backbone.width)
         torch.manual_seed(1)

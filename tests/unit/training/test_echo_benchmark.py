@@ -7,9 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks import echo_tagging
+from gptflow.training.backbone import Backbone
+from gptflow.training.settings import TrainingSettings
 
 
 @pytest.fixture
@@ -40,3 +43,25 @@ def test_both_arms_are_measured_once(arguments: list[str], tmp_path: Path) -> No
     again = CliRunner().invoke(echo_tagging.main, [*arguments, "--gate=101"])
     assert again.exit_code == 1
     assert "step" not in again.output  # both arms are done
+
+
+def test_the_mask_is_taken_away(arguments: list[str], tmp_path: Path) -> None:
+    told = CliRunner().invoke(echo_tagging.main, [*arguments, "--unmasked", "--gate=-100"])
+    assert told.exit_code == 0, told.output
+    arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
+    assert arms["unmasked"]["tokens"] < 1.5 * arms["once"]["tokens"]  # it reads them once
+    assert "entity_f1" not in arms["unmasked"]
+
+
+def test_unmasked_each_token_sees_what_follows_it(tiny: SimpleNamespace) -> None:
+    settings = TrainingSettings(layers="upper", device="cpu")
+    unmasked, masked = (
+        kind.load(tiny.model().path, settings, model_id="tiny")
+        for kind in (echo_tagging._Unmasked, Backbone)
+    )
+    for backbone, alike in ((unmasked, False), (masked, True)):
+        short, long = backbone.hidden([(5, 6, 7), (5, 6, 7, 8, 9)])
+        assert torch.allclose(short[:3], long[:3], atol=1e-5) is alike
+        # Texts beside it in the batch, and what is known of the lower layers, change nothing.
+        [alone] = backbone.hidden([(5, 6, 7)], backbone.lower([(5, 6, 7)]))
+        torch.testing.assert_close(short[:3], alone, atol=1e-5, rtol=1e-4)
