@@ -7,9 +7,9 @@ arm for each number of copies trains the same adapter, from the same seed, on th
 last copy is tagged. Prints entity F1 (strict, as seqeval counts) on the test rows, and on the
 development rows that are cut from the training rows; OUT/results.json has all figures.
 
-`--unmasked` adds an arm that reads the text once with the causal mask taken away, so that each
-token sees all others. No engine that keeps keys and values serves such a model, so it is measured
-on the development rows alone.
+`--unmasked` adds an arm that reads the text once with the causal mask of the trained layers taken
+away, so that each token sees all others. No engine that keeps keys and values serves such a model,
+so it is measured on the development rows alone.
 
 It may be stopped at any time: called again, it goes on where it was. Ends with exit code 1 if two
 copies gain less than `--gate` points.
@@ -92,9 +92,23 @@ def labels_of(path: Path) -> tuple[str, ...]:
 
 
 class _Unmasked(Backbone):
-    """Each token sees all others of its text."""
+    """In the trained layers each token sees all others of its text; frozen ones look back.
 
-    def visible(self, lengths: Sequence[int]) -> torch.Tensor:
+    They have not learnt to do otherwise, and never will.
+    """
+
+    _frozen = False
+
+    def lower(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        self._frozen = True
+        try:
+            return super().lower(texts)
+        finally:
+            self._frozen = False
+
+    def visible(self, lengths: Sequence[int]) -> torch.Tensor | None:
+        if self._frozen:
+            return None
         places = torch.arange(max(lengths), device=self.device)
         inside = places < torch.tensor(lengths, device=self.device)[:, None]
         return inside[:, None, None, :].expand(-1, 1, len(places), -1)

@@ -53,15 +53,17 @@ def test_the_mask_is_taken_away(arguments: list[str], tmp_path: Path) -> None:
     assert "entity_f1" not in arms["unmasked"]
 
 
-def test_unmasked_each_token_sees_what_follows_it(tiny: SimpleNamespace) -> None:
-    settings = TrainingSettings(layers="upper", device="cpu")
-    unmasked, masked = (
-        kind.load(tiny.model().path, settings, model_id="tiny")
-        for kind in (echo_tagging._Unmasked, Backbone)
-    )
-    for backbone, alike in ((unmasked, False), (masked, True)):
-        short, long = backbone.hidden([(5, 6, 7), (5, 6, 7, 8, 9)])
+@pytest.mark.parametrize("layers", ["all", "upper"])
+def test_unmasked_each_token_sees_what_follows_it(tiny: SimpleNamespace, layers: str) -> None:
+    settings = TrainingSettings.of(layers=layers, device="cpu")
+    texts = [(5, 6, 7), (5, 6, 7, 8, 9)]
+    for kind, alike in ((echo_tagging._Unmasked, False), (Backbone, True)):
+        backbone = kind.load(tiny.model().path, settings, model_id="tiny")
+
+        def read(*texts: tuple[int, ...], backbone: Backbone = backbone) -> torch.Tensor:
+            return backbone.hidden(texts, backbone.lower(texts) if backbone.first else None)
+
+        short, long = read(*texts)
         assert torch.allclose(short[:3], long[:3], atol=1e-5) is alike
-        # Texts beside it in the batch, and what is known of the lower layers, change nothing.
-        [alone] = backbone.hidden([(5, 6, 7)], backbone.lower([(5, 6, 7)]))
-        torch.testing.assert_close(short[:3], alone, atol=1e-5, rtol=1e-4)
+        # Those beside it in the batch change nothing.
+        torch.testing.assert_close(short[:3], read(texts[0])[0], atol=1e-5, rtol=1e-4)
