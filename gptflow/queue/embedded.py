@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import redis
 from filelock import FileLock, Timeout
 
 from gptflow.errors import BrokerUnavailable, ConfigError, MissingDependency
@@ -184,8 +185,11 @@ class EmbeddedServer:
         while True:
             try:
                 with reported(self.url):
+                    client.ping()  # unlike INFO, not answered before the data is loaded
                     info = client.info("server")
             except BrokerUnavailable as error:
+                if isinstance(error.__context__, redis.BusyLoadingError):
+                    until = time.monotonic() + _START_SECONDS  # much data takes its time
                 ended = self._process.poll() is not None
                 if ended or time.monotonic() > until:
                     raise BrokerUnavailable(

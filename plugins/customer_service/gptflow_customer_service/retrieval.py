@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 
-import bm25s
-
 from gptflow_customer_service import words
+
+# Where JAX is installed, bm25s starts it, and JAX takes three quarters of a GPU's memory at once.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import bm25s
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -44,6 +44,14 @@ def test_its_data_outlives_it(tmp_path: Path) -> None:
             client.set("key", "here")
 
 
+def test_it_has_loaded_its_data_once_started(tmp_path: Path) -> None:
+    fill = "for i = 1, 300000 do redis.call('SET', i, i) end"
+    with EmbeddedServer(tmp_path) as server, connect(server.url) as client:
+        client.eval(fill, 0)
+    with EmbeddedServer(tmp_path) as server, connect(server.url) as client:
+        assert client.get("300000") == "300000"
+
+
 def test_two_cannot_share_a_folder(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path), pytest.raises(ConfigError, match="Another server"):
         EmbeddedServer(tmp_path).start()
