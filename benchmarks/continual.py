@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--ewc", type=float, default=0.0, help="in every arm")
     parser.add_argument("--domains", type=int, help="how many; all by default")
     parser.add_argument("--rows", type=int, help="of each intent and part; all by default")
-    parser.add_argument("--keep", type=int, default=1500, help="rows of the reservoir")
+    parser.add_argument("--keep", type=int, help="rows of the reservoir")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rank", type=int, default=16)

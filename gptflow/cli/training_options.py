@@ -84,7 +84,9 @@ _SETTINGS = (
         "--ewc", type=_NOT_NEGATIVE, help="Hold old weights, with --continue.  [default: 0]"
     ),
     click.option(
-        "--keep", type=click.IntRange(0), help="Rows for a later --continue.  [default: 1000]"
+        "--keep",
+        type=click.IntRange(0),
+        help="Rows for a later --continue.  [default: 1000, or 50 of each class]",
     ),
     click.option("--beta", type=_POSITIVE, help="Of preferences.  [default: 0.1]"),
     click.option(

@@ -167,18 +167,24 @@ def hold(
 
 
 def keep_rows(
-    run: Run, past: Past, train: Sequence[Row], dev: Sequence[Row], *, size: int, tested: bool
+    run: Run,
+    past: Past,
+    train: Sequence[Row],
+    dev: Sequence[Row],
+    *,
+    size: int | None,
+    tested: bool,
 ) -> None:
     """Keep rows of a run and of those before it, for the run that goes on from it.
 
     Args:
-        size: most training rows; 0 keeps none.
+        size: most training rows; 0 keeps none, None as many as `reservoir.sample` finds enough.
         tested: whether a test file stands for the run's task.
 
     Raises:
         TrainingError: the disk is full.
     """
-    if not size:
+    if size == 0:
         return
     stage = run.folder.name
     own = [Kept(row, "train", stage) for row in train]

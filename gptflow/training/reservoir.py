@@ -39,6 +39,15 @@ from gptflow.training.data.writing import as_record
 
 FILE = "reservoir.jsonl"
 
+ROWS = 1000
+"""Training rows to keep where the settings do not say, or as many of each class as there are below,
+whichever is more."""
+
+OF_A_CLASS = 50
+"""A head that is fitted to fewer rows of a label tells it apart less well. With the 150 intents of
+CLINC150, learnt in ten stages, it had 88.2 % of the test rows right with 10 old rows of an intent,
+90.8 % with 20, and 92.5 % with 50."""
+
 Part = Literal["train", "dev"]
 
 _KINDS: Mapping[type[Row], Kind] = {
@@ -65,18 +74,21 @@ class Kept:
     stage: str
 
 
-def sample(rows: Iterable[Kept], size: int) -> list[Kept]:
+def sample(rows: Iterable[Kept], size: int | None = None) -> list[Kept]:
     """The training rows to keep, and a quarter as many development rows.
 
     Rows that say the same are kept once. The candidates of one query are kept together or not at
     all.
 
     Args:
-        size: most training rows; somewhat more where the last query has several.
+        size: most training rows; somewhat more where the last query has several. By default as
+            `ROWS` and `OF_A_CLASS` have it.
     """
     parts: dict[Part, list[Kept]] = {"train": [], "dev": []}
     for row in rows:
         parts[row.part].append(row)
+    if size is None:
+        size = max(ROWS, OF_A_CLASS * len({_class(kept.row) for kept in parts["train"]}))
     return _balanced(parts["train"], size) + _balanced(parts["dev"], size // 4)
 
 

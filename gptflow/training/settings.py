@@ -63,7 +63,8 @@ class TrainingSettings(BaseModel):
         replay: share of a batch that is old rows, where a run goes on from an adapter.
         rebalance: fit the head again after a training with replay, each label weighing the same.
         ewc: how strongly its weights are held in place, see `gptflow.training.anchor`; 0 for not.
-        keep: rows to keep for a run that goes on from this one; 0 for none.
+        keep: rows to keep for a run that goes on from this one; 0 for none. By default 1000, or 50
+            of each class where that is more.
         window: tokens that are read at once in pre-training.
         beta: of preferences, how far the model may go from the one that it was.
         serve_floor: have a simple model answer in a head's place where it is as good, or with it
@@ -104,7 +105,7 @@ class TrainingSettings(BaseModel):
     replay: Share = 0.1
     rebalance: bool = True
     ewc: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    keep: Annotated[int, Field(ge=0)] = 1000
+    keep: Annotated[int, Field(ge=0)] | None = None
     window: Annotated[int, Field(ge=2)] = 512
     beta: Positive = 0.1
     serve_floor: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def test_a_reservoir_is_balanced_over_classes_and_depends_on_the_rows_alone() ->
     assert reservoir.sample(rows, 10_000) != found
     assert len(reservoir.sample(rows * 2, 10_000)) == len(rows)
     assert reservoir.sample([], 10) == []
+
+
+def test_by_default_some_of_each_class_are_kept_however_many_there_are() -> None:
+    few = [kept(label(f"text {n}", f"label {n % 3}")) for n in range(3000)]
+    assert len(reservoir.sample(few)) == reservoir.ROWS
+    many = [kept(label(f"text {n}", f"label {n % 40}")) for n in range(3000)]
+    counts = Counter(each.row.classes for each in reservoir.sample(many))
+    assert set(counts.values()) == {reservoir.OF_A_CLASS}
+    assert len(counts) == 40
+    # Classes that come later do not cost those before them their rows.
+    first = reservoir.sample(many[:1500])
+    assert reservoir.sample([*first, *many[1500:]]) == reservoir.sample(many)
 
 
 def test_development_rows_are_kept_apart_and_candidates_together() -> None:
