@@ -124,7 +124,7 @@ def train(
     """Train a run, from its checkpoint where it has one, and save what comes of it.
 
     The same data, settings and seed give the same weights on the same machine, however often the
-    run was killed in between.
+    run was killed in between; on a GPU, nearly the same.
 
     Returns:
         The run's record, which names the adapter, or the model where all weights were trained.
