@@ -5,6 +5,7 @@ Each function gives answers by the floor's name, ready for `gptflow.training.rep
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -38,7 +39,12 @@ def fit_linear(kind: Kind, train: Sequence[LabelledText], head: str = LABEL) -> 
     """
     rows = [row for row in train if head in row.labels]
     require_classes(rows, head)
-    return LinearText.fit(kind, [row.text for row in rows], [row.labels[head] for row in rows])
+    return _fit(kind, tuple(row.text for row in rows), tuple(row.labels[head] for row in rows))
+
+
+@functools.lru_cache(maxsize=4)  # a training wants the same ones to report, to blend and to serve
+def _fit(kind: Kind, texts: tuple[str, ...], labels: tuple[str, ...]) -> LinearText:
+    return LinearText.fit(kind, texts, labels)
 
 
 def fit_dictionary(train: Sequence[TaggedText]) -> DictionaryTagger:

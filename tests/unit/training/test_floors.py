@@ -67,6 +67,12 @@ def test_linear_floors_answer_as_scikit_learn_does(kind, classes):
     assert model.probs(asked) == pytest.approx(pipeline.predict_proba(asked), abs=1e-6)
 
 
+def test_the_same_rows_are_fitted_once():
+    model = fit_linear("naive_bayes", rows())
+    assert fit_linear("naive_bayes", rows()) is model
+    assert fit_linear("naive_bayes", rows()[1:]) is not model
+
+
 @pytest.mark.parametrize("kind", ["naive_bayes", "tfidf_logistic"])
 def test_a_floor_reads_back_as_it_was(tmp_path, kind):
     model = fit_linear(kind, rows())
