@@ -32,16 +32,23 @@ def rebalance(
     """Fit a trainer's heads again; what the development split does not find better is undone."""
     if not isinstance(objective, LabelObjective):
         return
-    examples = trainer.examples
-    before = {name: each.detach().clone() for name, each in trainer.heads.trained.items()}
-    figure = trainer.measure()[objective.primary]
+    examples, heads = trainer.examples, trainer.heads
+    before = {name: each.detach().clone() for name, each in heads.trained.items()}
     vectors = torch.stack(trainer.predict(examples, objective.vectors))
+    dev = torch.stack(trainer.predict(trainer.dev_examples, objective.vectors))
+    dev = dev.to(trainer.backbone.device)
+
+    @torch.no_grad()
+    def figure() -> float:
+        return trainer.measure(objective.outputs_of(heads, dev))[objective.primary]
+
+    figure_before = figure()
     for name in objective.labels:
         rows = [i for i, example in enumerate(examples) if name in example.target]
         if rows:
             gold = torch.tensor([examples[i].target[name] for i in rows])
-            fit_balanced(trainer.heads[name], vectors[rows], gold)
-    if trainer.measure()[objective.primary] > figure:
+            fit_balanced(heads[name], vectors[rows], gold)
+    if figure() > figure_before:
         note("the head was fitted again, each label weighing the same")
     else:
         trainer.take(before)

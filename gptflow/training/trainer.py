@@ -239,9 +239,14 @@ class Trainer(Generic[RowT]):
         """All that is trained on: new ones, and old ones that are replayed."""
         return self._train
 
-    def measure(self) -> dict[str, float]:
-        """Figures of the development split, with the weights of now."""
-        outputs = self.predict(self.dev_examples)
+    def measure(self, outputs: Sequence[Any] | None = None) -> dict[str, float]:
+        """Figures of the development split, with the weights of now.
+
+        Args:
+            outputs: where they are known already.
+        """
+        if outputs is None:
+            outputs = self.predict(self.dev_examples)
         return self._objective.figures(self._dev, self.dev_examples, outputs)
 
     def _update(self, step: int, batch: Sequence[int]) -> float:

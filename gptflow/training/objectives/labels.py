@@ -124,9 +124,12 @@ class LabelObjective(Objective[LabelledText]):
         examples: Sequence[Example],
         hidden: torch.Tensor,
     ) -> list[Any]:
-        pooled = self._pooled(examples, hidden)
-        logits = {name: heads[name](pooled).float().cpu() for name in self.labels}
-        return [{name: each[i] for name, each in logits.items()} for i in range(len(examples))]
+        return self.outputs_of(heads, self._pooled(examples, hidden))
+
+    def outputs_of(self, heads: TrainedHeads, vectors: torch.Tensor) -> list[Any]:
+        """What heads make of vectors, `[examples, width]`."""
+        logits = {name: heads[name](vectors).float().cpu() for name in self.labels}
+        return [{name: each[i] for name, each in logits.items()} for i in range(len(vectors))]
 
     def vectors(
         self,
