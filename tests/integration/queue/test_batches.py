@@ -244,9 +244,10 @@ def test_a_batch_goes_on_when_its_worker_is_killed(
     gate = tmp_path / "gate"
     (tmp_path / "open").touch()
     worker = start_worker(app=own.settings.app, lease="1")
-    rows = [{"value": str(tmp_path / "open" if n % 2 else gate)} for n in range(500)]
+    # Fewer have to wait than a worker runs at once of batches, so that all others get their turn.
+    rows = [{"value": str(tmp_path / "open" if n % 4 else gate)} for n in range(500)]
     batch = own.submit_many("bed.gate", rows)
-    eventually(lambda: batch.record.done == 250)
+    eventually(lambda: batch.record.done == 375)
     worker.kill()
     gate.touch()
     other = start_worker(app=own.settings.app, lease="1")
