@@ -72,7 +72,13 @@ class LabelObjective(Objective[LabelledText]):
             self._offsets[name] = _log_frequencies(new, old, share, name, labels)
 
     def prepare(self, train: Sequence[LabelledText]) -> None:
-        for name in self._known(train):
+        known = self._known(train)
+        self.warnings = tuple(
+            f"no row has a label for the head {name!r}, which learnt nothing"
+            for name in self.labels
+            if name not in known
+        )
+        for name in known:
             require_classes(train, name)
             if self._settings.class_weights:
                 self._weights[name] = _root_weights(train, name, self.labels[name])

@@ -60,7 +60,8 @@ class Objective(abc.ABC, Generic[RowT]):
         primary: the figure of the development split that decides which weights are the best;
             more is better.
         staged: whether rows are kept for a run that goes on from this one, and measured then.
-        warnings: what else to know about what was trained, in words, once `finish` was called.
+        warnings: what else to know about what was trained, in words; all are there once `finish`
+            was called.
     """
 
     heads: Mapping[str, int]

@@ -178,6 +178,20 @@ def test_heads_without_labels_are_masked(tiny: SimpleNamespace, tmp_path: Path) 
     assert found[-1] < 0.8 * found[0]
     assert set(version.manifest.heads) == {"topic", "mood"}
     assert {"topic.macro_f1", "mood.macro_f1", "macro_f1"} <= set(version.manifest.metrics)
+    assert run.record.warnings == ()
+
+
+def test_a_head_that_no_row_has_a_label_for_is_told(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    task = tiny.Both()
+    task.check()
+    rows = [
+        {"text": f"it is {mood} {n}", "mood": mood} for n in range(10) for mood in ("good", "bad")
+    ]
+    path = tiny.jsonl(tmp_path / "rows.jsonl", rows)
+    data = data_file(path, "train", "labels", Source(labels={"mood": "mood"}))
+    run = begin(tiny.table, task, tiny.model(), [data], TrainingSettings.of(**QUICK))
+    go(tiny, run, task)
+    assert run.record.warnings == ("no row has a label for the head 'topic', which learnt nothing",)
 
 
 def test_what_is_made_says_what_it_was_made_of(tiny: SimpleNamespace, tmp_path: Path) -> None:
