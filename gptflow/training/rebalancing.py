@@ -4,7 +4,7 @@ Old rows are few in each batch, and the head learns to prefer what is new; what 
 make of a text tells old labels apart as before. So they stay, and the head alone is fitted to all
 rows, old and new (Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed
 Recognition"; Castro et al. 2018, "End-to-End Incremental Learning"). On CLINC150, learnt in ten
-stages with 10 % replay, the mean accuracy after the last one rises from 0.77 to 0.89.
+stages with 10 % replay, the mean accuracy after the last one rises from 0.77 to 0.90.
 """
 
 from __future__ import annotations
