@@ -157,7 +157,7 @@ def test_a_job_does_not_start_before_its_time(flow: Client) -> None:
 
 
 def test_text_streams_in_order_while_the_job_runs(flow: Client) -> None:
-    job = flow.submit("bed.words", {"value": 4}, stream=True)
+    job = flow.submit("bed.words", {"value": 20}, stream=True)
     events = []
     for event in job.events(timeout=20):
         if not events:

@@ -96,7 +96,8 @@ def test_a_worker_whose_engine_hangs_ends_itself_and_its_jobs_are_run_elsewhere(
     assert (hung.state, neighbour.state) == ("running", "running")
     assert worker.popen.wait(30) == 75
     ended = time.monotonic() - started
-    assert 3.9 < red < ended
+    # A look counts all of the time since the last one, some of which may have been idle.
+    assert 3.3 < red < ended
     assert "has not moved for 6 seconds" in worker.output
     assert re.search(r'testbed.py", line \d+ in <lambda>', worker.output)  # where it hung
     gate.touch()
